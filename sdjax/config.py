@@ -1,0 +1,202 @@
+"""What a model is, as frozen values: every size a network needs, with units, checked in words.
+
+A model version (SD 1, SD 2, the bundled mini) is a *value* of these classes, listed in
+`sdjax.presets`; there are no subclasses. All classes are hashable, so they can be static
+arguments of a jitted function.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Activation = Literal["quick_gelu", "gelu", "geglu"]
+Prediction = Literal["eps", "v", "x0"]
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class TextTower:
+    """CLIP's text transformer (Radford et al. 2021, arXiv 2103.00020, section 2.4)."""
+
+    vocab_size: int  # rows of the token embedding
+    context_length: int  # tokens, start and end included
+    dim: int  # width of the residual stream
+    layers: int
+    heads: int
+    mlp_dim: int
+    activation: Activation
+    pad: Literal["eot", "zero"]  # SD 1 pads with the end token, SD 2 with id 0
+    projection_dim: int | None = None  # width of the joint space; None: hidden states only
+    skip_layers: int = 0  # last blocks left out of the hidden states ("penultimate" is 1)
+
+    def __post_init__(self) -> None:
+        _require(
+            self.dim % self.heads == 0,
+            f"TextTower: dim {self.dim} is no multiple of heads {self.heads}",
+        )
+        _require(
+            0 <= self.skip_layers < self.layers,
+            f"TextTower: skip_layers {self.skip_layers} must be in [0, {self.layers})",
+        )
+
+
+@dataclass(frozen=True)
+class ImageTower:
+    """CLIP's vision transformer (ViT, arXiv 2010.11929; CLIP, arXiv 2103.00020)."""
+
+    image_size: int  # pixels, square
+    patch_size: int  # pixels
+    dim: int
+    layers: int
+    heads: int
+    mlp_dim: int
+    activation: Activation
+    projection_dim: int
+
+    def __post_init__(self) -> None:
+        _require(
+            self.image_size % self.patch_size == 0,
+            f"ImageTower: image_size {self.image_size} is no multiple of "
+            f"patch_size {self.patch_size}",
+        )
+        _require(
+            self.dim % self.heads == 0,
+            f"ImageTower: dim {self.dim} is no multiple of heads {self.heads}",
+        )
+
+
+@dataclass(frozen=True)
+class Clip:
+    """Both towers of CLIP and the space they share."""
+
+    text: TextTower
+    image: ImageTower
+
+    def __post_init__(self) -> None:
+        _require(
+            self.text.projection_dim == self.image.projection_dim,
+            f"Clip: the towers end in different spaces: text {self.text.projection_dim}, "
+            f"image {self.image.projection_dim}",
+        )
+
+
+@dataclass(frozen=True)
+class Autoencoder:
+    """KL autoencoder (Rombach et al. 2022, arXiv 2112.10752, appendix G)."""
+
+    channels: tuple[int, ...]  # feature width of each level; each level halves the resolution
+    res_blocks: int  # per level of the encoder; the decoder has one more
+    latent_channels: int
+    scaling_factor: float  # latents are multiplied by it so that their spread is about 1
+    image_channels: int = 3
+    patch: int = 1  # pixels folded into channels before the first level (1 in Stable Diffusion)
+    norm_groups: int = 32
+
+    def __post_init__(self) -> None:
+        for channels in self.channels:
+            _require(
+                channels % self.norm_groups == 0,
+                f"Autoencoder: {channels} channels do not split into {self.norm_groups} groups",
+            )
+        _require(self.scaling_factor > 0, f"Autoencoder: scaling_factor {self.scaling_factor} <= 0")
+
+    @property
+    def factor(self) -> int:
+        """Image pixels per latent position, along one side."""
+        return self.patch * 2 ** (len(self.channels) - 1)
+
+
+@dataclass(frozen=True)
+class UNet:
+    """Text-conditional UNet (arXiv 2112.10752, section 3.3; ADM, arXiv 2105.05233)."""
+
+    in_channels: int
+    out_channels: int
+    channels: tuple[int, ...]  # feature width of each level
+    res_blocks: int  # per level going down; one more going up
+    attention: tuple[bool, ...]  # does the level have transformer blocks
+    heads: tuple[int, ...]  # attention heads of each level; the middle uses the last
+    context_dim: int  # width of the text hidden states
+    vector_dim: int | None = None  # width of a vector added to the time embedding; None: no such
+    norm_groups: int = 32
+    projection: Literal["conv", "linear"] = "linear"  # how published files store 1x1 projections
+
+    def __post_init__(self) -> None:
+        levels = len(self.channels)
+        _require(
+            len(self.attention) == levels and len(self.heads) == levels,
+            f"UNet: {levels} channels, {len(self.attention)} attention flags and "
+            f"{len(self.heads)} heads must be as many",
+        )
+        for channels, heads in zip(self.channels, self.heads, strict=True):
+            _require(
+                channels % self.norm_groups == 0,
+                f"UNet: {channels} channels do not split into {self.norm_groups} groups",
+            )
+            _require(
+                channels % heads == 0, f"UNet: {channels} channels do not split into {heads} heads"
+            )
+
+    @property
+    def factor(self) -> int:
+        """The latent height and width must be multiples of this."""
+        return 2 ** (len(self.channels) - 1)
+
+    @property
+    def time_dim(self) -> int:
+        """Width of the time embedding: four times the first level."""
+        return 4 * self.channels[0]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Forward process q(x_t | x_0) = N(sqrt(ab_t) x_0, (1 - ab_t) I) and what the network predicts.
+
+    `ab` is the cumulative product of 1 - beta: alpha-bar in DDPM (arXiv 2006.11239), plain alpha in
+    DDIM (arXiv 2010.02502).
+    """
+
+    betas: Literal["linear", "scaled_linear", "cosine"]
+    beta_start: float = 0.00085  # unused by "cosine"
+    beta_end: float = 0.012
+    train_steps: int = 1000
+    prediction: Prediction = "eps"
+
+    def __post_init__(self) -> None:
+        _require(
+            0 < self.beta_start <= self.beta_end < 1,
+            f"Schedule: betas must satisfy 0 < beta_start <= beta_end < 1, "
+            f"got {self.beta_start} and {self.beta_end}",
+        )
+        _require(self.train_steps >= 1, f"Schedule: train_steps {self.train_steps} < 1")
+
+
+@dataclass(frozen=True)
+class StableDiffusion:
+    """A whole text-to-image system: what `sdjax.load` returns a pipeline for."""
+
+    text: TextTower
+    autoencoder: Autoencoder
+    unet: UNet
+    schedule: Schedule
+    image_size: int  # pixels the model was trained at
+
+    def __post_init__(self) -> None:
+        _require(
+            self.unet.context_dim == self.text.dim,
+            f"StableDiffusion: the UNet reads text vectors of {self.unet.context_dim}, "
+            f"the text tower writes {self.text.dim}",
+        )
+        _require(
+            self.unet.vector_dim in (None, self.text.projection_dim),
+            f"StableDiffusion: the UNet's vector is {self.unet.vector_dim} wide, "
+            f"the text projection {self.text.projection_dim}",
+        )
+
+    @property
+    def size_multiple(self) -> int:
+        """Image height and width must be multiples of this many pixels."""
+        return self.autoencoder.factor * self.unet.factor

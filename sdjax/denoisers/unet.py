@@ -1,0 +1,93 @@
+"""The text-conditional UNet: noisy latents, time and text to a prediction (arXiv 2112.10752)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from sdjax.config import UNet as UNetConfig
+from sdjax.nn.embeddings import EmbeddingMLP, sinusoid
+from sdjax.nn.layers import SYMMETRIC, Downsample, GroupNorm, Upsample, conv3x3
+from sdjax.nn.resnet import ResBlock
+from sdjax.nn.transformer import SpatialTransformer
+from sdjax.shapes import FeatureMap, Latents, Sequence, Timesteps, Vectors
+
+EPSILON = 1e-5
+"""Of the group norms in ResBlocks and at the output; transformers have their own."""
+
+
+class UNet(nn.Module):
+    """Down, middle, up, with a skip connection at every step of the same resolution.
+
+    Parameter names are `down_{level}_{part}_{j}`, `mid_{part}` and `up_{level}_{part}_{j}`, where
+    level 0 is the full latent resolution on both sides.
+    """
+
+    config: UNetConfig
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Latents,
+        timesteps: Timesteps,
+        context: Sequence,
+        vector: Vectors | None = None,
+    ) -> Latents:
+        """Predict eps, v or x0 (the schedule says which) in float32, shaped like the latents.
+
+        Args:
+            x: noisy latents; height and width are multiples of `config.factor`.
+            timesteps: float32 [batch] in [0, train_steps).
+            context: text hidden states [batch, tokens, context_dim].
+            vector: [batch, vector_dim], added to the time embedding where the config has one.
+        """
+        c = self.config
+        levels = len(c.channels)
+
+        def res(channels: int, name: str) -> ResBlock:
+            return ResBlock(channels, c.norm_groups, EPSILON, self.dtype, name=name)
+
+        def attend(level: int, name: str, h: FeatureMap) -> FeatureMap:
+            transformer = SpatialTransformer(c.heads[level], c.norm_groups, self.dtype, name=name)
+            return transformer(h, context)
+
+        context = context.astype(self.dtype)
+        time = EmbeddingMLP(c.time_dim, self.dtype, name="time_embedding")(
+            sinusoid(timesteps, c.channels[0])
+        )
+        if (vector is None) != (c.vector_dim is None):
+            raise ValueError(
+                f"this UNet's config has vector_dim {c.vector_dim}, but the vector given is "
+                f"{None if vector is None else vector.shape}"
+            )
+        if vector is not None:
+            time = time + EmbeddingMLP(c.time_dim, self.dtype, name="vector_embedding")(vector)
+
+        h = conv3x3(c.channels[0], name="conv_in", dtype=self.dtype)(x.astype(self.dtype))
+        skips = [h]
+        for level in range(levels):
+            for j in range(c.res_blocks):
+                h = res(c.channels[level], f"down_{level}_res_{j}")(h, time)
+                if c.attention[level]:
+                    h = attend(level, f"down_{level}_attention_{j}", h)
+                skips.append(h)
+            if level < levels - 1:
+                h = Downsample(SYMMETRIC, self.dtype, name=f"down_{level}_downsample")(h)
+                skips.append(h)
+
+        h = res(c.channels[-1], "mid_res_0")(h, time)
+        h = attend(levels - 1, "mid_attention", h)
+        h = res(c.channels[-1], "mid_res_1")(h, time)
+
+        for level in reversed(range(levels)):
+            for j in range(c.res_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = res(c.channels[level], f"up_{level}_res_{j}")(h, time)
+                if c.attention[level]:
+                    h = attend(level, f"up_{level}_attention_{j}", h)
+            if level > 0:
+                h = Upsample(self.dtype, name=f"up_{level}_upsample")(h)
+
+        h = nn.silu(GroupNorm(c.norm_groups, EPSILON, self.dtype, name="norm_out")(h))
+        h = conv3x3(c.out_channels, name="conv_out", dtype=self.dtype, zero=True)(h)
+        return h.astype(jnp.float32)

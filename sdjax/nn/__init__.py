@@ -1,0 +1,1 @@
+"""Bricks shared by every network: one of each."""

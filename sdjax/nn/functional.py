@@ -1,0 +1,19 @@
+"""Linen modules as functions of a parameter tree: the two calls used outside the networks."""
+
+from typing import Any
+
+import flax.linen as nn
+from jaxtyping import Array
+
+Params = dict[str, Any]
+"""A parameter tree: nested dicts whose paths read like the architecture."""
+
+
+def init_params(module: nn.Module, key: Array, *args: Any) -> Params:
+    """Fresh parameters of a module for arguments of these shapes."""
+    return module.init(key, *args)["params"]  # pyright: ignore[reportReturnType]
+
+
+def apply(module: nn.Module, params: Params, *args: Any, method: str | None = None) -> Any:
+    """`module(*args)`, or its method of that name, with these parameters."""
+    return module.apply({"params": params}, *args, method=method)

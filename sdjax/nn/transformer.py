@@ -1,0 +1,88 @@
+"""The transformer block of CLIP and of the UNet, and its use on a feature map."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from sdjax.nn.attention import Attention
+from sdjax.nn.layers import GroupNorm, activation, exact_gelu
+from sdjax.shapes import FeatureMap, Sequence
+
+LAYER_NORM_EPSILON = 1e-5
+"""Of every layer norm in CLIP and the UNet (Flax's default, 1e-6, is not it)."""
+
+
+class FeedForward(nn.Module):
+    """Two linear layers; "geglu" multiplies one half by the other's GELU (arXiv 2002.05202)."""
+
+    hidden: int
+    kind: str  # "geglu", "gelu" or "quick_gelu"
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Sequence) -> Sequence:
+        width = 2 * self.hidden if self.kind == "geglu" else self.hidden
+        h = nn.Dense(width, dtype=self.dtype, name="expand")(x)
+        if self.kind == "geglu":
+            content, gate = jnp.split(h, 2, axis=-1)
+            h = content * exact_gelu(gate)
+        else:
+            h = activation(self.kind)(h)
+        return nn.Dense(x.shape[-1], dtype=self.dtype, name="contract")(h)
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block: self-attention, cross-attention where a context is given, feed-forward."""
+
+    heads: int
+    head_dim: int
+    mlp_dim: int
+    feed_forward: str
+    attention_bias: bool
+    causal: bool = False
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Sequence, context: Sequence | None = None) -> Sequence:
+        def norm(name: str) -> nn.LayerNorm:
+            return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=name)
+
+        def attention(name: str, causal: bool) -> Attention:
+            return Attention(
+                self.heads, self.head_dim, self.attention_bias, causal, self.dtype, name=name
+            )
+
+        x = x + attention("self_attention", self.causal)(norm("norm_self")(x))
+        if context is not None:
+            x = x + attention("cross_attention", False)(norm("norm_cross")(x), context)
+        mlp = FeedForward(self.mlp_dim, self.feed_forward, self.dtype, name="mlp")
+        return x + mlp(norm("norm_mlp")(x))
+
+
+class SpatialTransformer(nn.Module):
+    """A transformer block over the positions of a feature map (arXiv 2112.10752, section 3.3)."""
+
+    heads: int
+    groups: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: FeatureMap, context: Sequence) -> FeatureMap:
+        batch, height, width, channels = x.shape
+        # 1e-6 here and 1e-5 in the UNet's ResBlocks: so the published models were trained.
+        h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
+        h = h.reshape(batch, height * width, channels)
+        h = nn.Dense(channels, dtype=self.dtype, name="project_in")(h)
+        h = TransformerBlock(
+            self.heads,
+            channels // self.heads,
+            4 * channels,
+            "geglu",
+            attention_bias=False,
+            dtype=self.dtype,
+            name="block",
+        )(h, context)
+        h = nn.Dense(
+            channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project_out"
+        )(h)
+        return x + h.reshape(x.shape)
