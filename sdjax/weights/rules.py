@@ -1,0 +1,232 @@
+"""Conversion by table: names and layouts of published files <-> parameter trees.
+
+A `Table` is a list of rows (source name, target path, transform). `convert` reads it left to right,
+`export` right to left. Reading is strict both ways: every tensor of the file is used exactly once,
+every leaf of the tree is filled, every shape is equal, or one error lists what is not.
+
+Names are patterns: "{i}" stands for a whole number, the same one on both sides, so that
+"layers.{i}.mlp.fc1.weight" <-> "block_{i}/mlp/expand/kernel" is one row for all layers. Where files
+of one family differ, several rows may lead to one target: the first whose source the file has, in
+the right shape, is taken. The first of all is the one `export` writes.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from sdjax.weights.tree import Params, flatten, unflatten
+
+Shape = tuple[int, ...]
+
+LISTED = 8
+"""Names an error shows of each kind."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """A change of layout, and back. Both functions return views where they can."""
+
+    forward: Callable[[np.ndarray], np.ndarray]
+    inverse: Callable[[np.ndarray], np.ndarray]
+
+    def source_shape(self, target_shape: Shape) -> Shape:
+        """The shape in the file of what has `target_shape` in the tree."""
+        # Strides of zero: a stand-in of any size without memory.
+        return self.inverse(np.broadcast_to(np.float32(0), target_shape)).shape
+
+
+COPY = Transform(lambda x: x, lambda x: x)
+TRANSPOSE = Transform(lambda x: x.T, lambda x: x.T)
+OIHW_TO_HWIO = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+OI11_TO_IO = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
+
+Kind = tuple[tuple[str, str, Transform], ...]
+"""The tensors of one kind of layer: (source suffix, target suffix, transform)."""
+
+CONV: Kind = ((".weight", "/kernel", OIHW_TO_HWIO), (".bias", "/bias", COPY))
+LINEAR: Kind = ((".weight", "/kernel", TRANSPOSE), (".bias", "/bias", COPY))
+LINEAR_1X1: Kind = ((".weight", "/kernel", OI11_TO_IO), (".bias", "/bias", COPY))
+"""A linear layer stored as a 1x1 convolution."""
+NORM: Kind = ((".weight", "/scale", COPY), (".bias", "/bias", COPY))
+EMBEDDING: Kind = ((".weight", "/embedding", COPY),)
+WEIGHT: Kind = ((".weight", "", COPY),)
+"""A table of numbers that is a parameter of its own, not of a layer."""
+
+Row = tuple[str, str, Kind]
+"""One layer: (source name, target path, kind)."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of a table, for one tensor. Both names have the same "{...}" numbers."""
+
+    source: str
+    target: str
+    transform: Transform
+
+    def __post_init__(self) -> None:
+        source, target = (set(re.findall(r"\{(\w+)\}", s)) for s in (self.source, self.target))
+        if source != target:
+            raise ValueError(
+                f"rule {self.source!r} <-> {self.target!r}: numbers {sorted(source)} on the left, "
+                f"{sorted(target)} on the right"
+            )
+
+    def source_of(self, path: str) -> str | None:
+        """The source name that belongs to the target `path`; None if the rule is not about it."""
+        match = _regex(self.target).fullmatch(path)
+        return match and self.source.format(**match.groupdict())
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rules, and patterns of the source names that hold nothing and are dropped on reading."""
+
+    rules: tuple[Rule, ...]
+    drop: tuple[str, ...] = ()
+
+    def sources(self, path: str) -> list[tuple[str, Transform]]:
+        """(source name, transform) of every rule that fills the target `path`, in their order."""
+        candidates = self._by_outline.get(_outline(path), [])
+        found = ((rule.source_of(path), rule.transform) for rule in candidates)
+        return [(name, transform) for name, transform in found if name is not None]
+
+    @functools.cached_property
+    def _by_outline(self) -> dict[str, list[Rule]]:
+        # A UNet has 700 paths and 400 rules: trying each with each takes seconds.
+        index: dict[str, list[Rule]] = {}
+        for rule in self.rules:
+            index.setdefault(_outline(rule.target), []).append(rule)
+        return index
+
+
+def layers(rows: Iterable[Row], source: str = "", target: str = "") -> tuple[Rule, ...]:
+    """The rules of `rows`, with `source` and `target` put before the names of each.
+
+    A row may name a tensor that some layers lack, such as a bias: a rule without a target in the
+    model does nothing.
+    """
+    return tuple(
+        Rule(source + name + suffix, target + path + leaf, transform)
+        for name, path, kind in rows
+        for suffix, leaf, transform in kind
+    )
+
+
+def convert(source: Mapping[str, Any], table: Table, expected_shapes: Params) -> dict[str, Any]:
+    """Parameters from the tensors of a published file, in the precision of the file.
+
+    Args:
+        source: tensors by the file's own names.
+        table: the names of this family of files.
+        expected_shapes: the tree to fill; leaves have a `shape`, as `jax.eval_shape` of a module's
+            `init` gives them. With or without "params" at the top: the result is alike.
+
+    Returns:
+        A nested dictionary of NumPy arrays.
+
+    Raises:
+        ValueError: lists tensors that are missing, left over, misshapen or used twice.
+    """
+    problems: dict[str, list[str]] = {"missing": [], "left over": [], "misshapen": [], "shared": []}
+    used: dict[str, str] = {}
+    filled = {}
+    for path, leaf in flatten(_inside(expected_shapes)).items():
+        choices = table.sources(path)
+        present = [(name, transform) for name, transform in choices if name in source]
+        if not present:
+            name = choices[0][0] if choices else "no row of the table"
+            problems["missing"].append(f"{name} (for {path})")
+            continue
+        shape = tuple(leaf.shape)
+        fitting = [
+            (name, transform)
+            for name, transform in present
+            if tuple(source[name].shape) == transform.source_shape(shape)
+        ]
+        name, transform = (fitting or present)[0]
+        if name in used:
+            problems["shared"].append(f"{name} (for {used[name]} and {path})")
+        used[name] = path
+        if fitting:
+            filled[path] = np.asarray(transform.forward(np.asarray(source[name])), order="C")
+        else:
+            problems["misshapen"].append(
+                f"{name} is {tuple(source[name].shape)}, not {transform.source_shape(shape)}"
+            )
+    problems["left over"] += [
+        name
+        for name in source
+        if name not in used and not any(_regex(p).fullmatch(name) for p in table.drop)
+    ]
+    _raise_if_any(problems, "these tensors do not make this model")
+    params = unflatten(filled)
+    return {"params": params} if _inside(expected_shapes) is not expected_shapes else params
+
+
+def export(params: Params, table: Table) -> dict[str, np.ndarray]:
+    """The tensors of a published file from parameters: `convert` backwards.
+
+    Raises:
+        ValueError: lists leaves that the table has no name for, or that share one.
+    """
+    flat = flatten(_inside(params))
+    return {
+        name: np.asarray(transform.inverse(np.asarray(flat[path])), order="C")
+        for name, (path, transform) in _names(flat, table).items()
+    }
+
+
+def listing(expected_shapes: Params, table: Table) -> dict[str, Shape]:
+    """Names and shapes of the file that `export` would write, from shapes alone."""
+    flat = flatten(_inside(expected_shapes))
+    return {
+        name: transform.source_shape(tuple(flat[path].shape))
+        for name, (path, transform) in _names(flat, table).items()
+    }
+
+
+def _names(paths: Iterable[str], table: Table) -> dict[str, tuple[str, Transform]]:
+    """{source name: (target path, transform)} for writing."""
+    problems: dict[str, list[str]] = {"without a row in the table": [], "shared": []}
+    names: dict[str, tuple[str, Transform]] = {}
+    for path in paths:
+        choices = table.sources(path)
+        if not choices:
+            problems["without a row in the table"].append(path)
+            continue
+        name, transform = choices[0]
+        if name in names:
+            problems["shared"].append(f"{name} (for {names[name][0]} and {path})")
+        names[name] = (path, transform)
+    _raise_if_any(problems, "the table does not fit these parameters")
+    return names
+
+
+def _inside(tree: Params) -> Params:
+    """The tree below "params", where that is all there is, as in what `init` returns."""
+    return tree["params"] if set(tree) == {"params"} else tree
+
+
+@functools.cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(pattern)))
+
+
+def _outline(name: str) -> str:
+    """A path or a pattern with every number, known or not, replaced by "#"."""
+    return re.sub(r"\d+|\{\w+\}", "#", name)
+
+
+def _raise_if_any(problems: Mapping[str, list[str]], message: str) -> None:
+    lines = []
+    for kind, items in problems.items():
+        if items:
+            more = f", and {len(items) - LISTED} more" if len(items) > LISTED else ""
+            lines.append(f"  {kind}, {len(items)}: {', '.join(items[:LISTED])}{more}")
+    if lines:
+        raise ValueError("\n".join([f"{message}:", *lines]))
