@@ -1,0 +1,42 @@
+"""What a network predicts - eps, v or x0 - and how to get one from another.
+
+With a = sqrt(ab_t), s = sqrt(1 - ab_t) and x_t = a x0 + s eps:
+
+    v  = a eps - s x0      (Salimans & Ho 2022, arXiv 2202.00512, section 4)
+    x0 = a x_t - s v       eps = s x_t + a v
+"""
+
+from jaxtyping import Array, Float
+
+from sdjax.config import Prediction
+
+Values = Float[Array, "batch height width channels"]
+PerImage = Float[Array, "..."]
+
+
+def _expand(alpha_bar: PerImage) -> PerImage:
+    """A scalar stays a scalar; [batch] becomes [batch, 1, 1, 1]."""
+    return alpha_bar if alpha_bar.ndim == 0 else alpha_bar[:, None, None, None]
+
+
+def split(
+    output: Values, x: Values, alpha_bar: PerImage, prediction: Prediction
+) -> tuple[Values, Values]:
+    """(x0, eps) implied by a network output at x_t; `alpha_bar` is a scalar or [batch]."""
+    ab = _expand(alpha_bar)
+    a, s = ab**0.5, (1 - ab) ** 0.5
+    if prediction == "eps":
+        return (x - s * output) / a, output
+    if prediction == "v":
+        return a * x - s * output, s * x + a * output
+    return output, (x - a * output) / s
+
+
+def target(x0: Values, eps: Values, alpha_bar: PerImage, prediction: Prediction) -> Values:
+    """What the network should have said, for the training loss."""
+    ab = _expand(alpha_bar)
+    if prediction == "eps":
+        return eps
+    if prediction == "v":
+        return ab**0.5 * eps - (1 - ab) ** 0.5 * x0
+    return x0

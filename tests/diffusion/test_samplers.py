@@ -1,0 +1,170 @@
+"""Every recorded DDIM and DDPM trajectory that the steps can express, and their formulas.
+
+A recorded case replaces the network by m = 0.1 x + 0.01 sin(t) and the normal draws by a known
+wave. Not expressed, because sdjax has no such option: zero-terminal-SNR schedules, dynamic
+thresholding, and variances other than the posterior's.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from golden_rule import golden
+
+from sdjax.config import Schedule
+from sdjax.diffusion.parameterization import split
+from sdjax.diffusion.samplers import STEPS, ddim_step, ddpm_step
+from sdjax.diffusion.schedule import (
+    Plan,
+    alpha_bars,
+    leading_timesteps,
+    make_plan,
+    trailing_timesteps,
+)
+
+SAMPLERS = {"DDIMScheduler": "ddim", "DDIMInverseScheduler": "inverse", "DDPMScheduler": "ddpm"}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+BETAS = {"squaredcos_cap_v2": "cosine", "scaled_linear": "scaled_linear", "linear": "linear"}
+UNSUPPORTED = re.compile("zerosnr|threshold|fixed_large|learned")
+CASES = {
+    case["id"]: case
+    for case in golden("scheduler_trajectories")["cases"]
+    if case["scheduler"] in SAMPLERS and not UNSUPPORTED.search(case["id"])
+}
+
+
+def schedule_of(config):
+    kind = BETAS[config["beta_schedule"]]
+    return Schedule(kind, config["beta_start"], config["beta_end"], config["num_train_timesteps"])
+
+
+def levels(case):
+    """(alpha_bar, alpha_bar_next) of every step, in float64."""
+    config, times = case["config"], np.array(case["timesteps"], int)
+    table = alpha_bars(schedule_of(config))
+    if case["scheduler"] == "DDPMScheduler":  # to the next entry of the list
+        return table[times], np.append(table[times[1:]], 1.0)
+    # By T // N, whatever the list says; past the start, to the value at 0 or to 1.
+    before = times - config["num_train_timesteps"] // case["num_inference_steps"]
+    last = 1.0 if config.get("set_alpha_to_one", True) else table[0]
+    previous = np.where(before >= 0, table[np.maximum(before, 0)], last)
+    if case["scheduler"] == "DDIMInverseScheduler":  # upwards
+        return previous, table[times]
+    return table[times], previous
+
+
+def replay(case):
+    """x after every step, by our functions."""
+    config, given = case["config"], case.get("step_kwargs", {})
+    prediction = PREDICTIONS[config.get("prediction_type", "epsilon")]
+    eta = jnp.float32(given.get("eta", 0.0))
+    step = ddpm_step if case["scheduler"] == "DDPMScheduler" else ddim_step
+    shape = (1, 2, 2, 2)
+    x = jnp.asarray(case["x_init"], jnp.float32).reshape(shape)
+    flat = np.arange(x.size)
+    found = []
+    for j, (t, *pair) in enumerate(zip(case["timesteps"], *levels(case), strict=True)):
+        info = Plan(jnp.float32(t), *(jnp.float32(ab) for ab in pair), jnp.array(True))
+        x0, eps = split(0.1 * x + 0.01 * jnp.sin(jnp.float32(t)), x, info.alpha_bar, prediction)
+        if config.get("clip_sample", True):
+            x0 = jnp.clip(x0, -1, 1)
+            if given.get("use_clipped_model_output"):
+                a, s = jnp.sqrt(info.alpha_bar), jnp.sqrt(1 - info.alpha_bar)
+                eps = (x - a * x0) / s
+        noise = jnp.asarray(1.2 * np.sin(0.7 * flat + 1.3 * j + 0.2), jnp.float32).reshape(shape)
+        x = step(x, x0, eps, info, eta, noise)
+        found.append(np.asarray(x).ravel())
+    return np.array(found)
+
+
+def test_most_recorded_cases_are_replayed():
+    count = {name: 0 for name in SAMPLERS}
+    for case in CASES.values():
+        count[case["scheduler"]] += 1
+    assert count == {"DDIMScheduler": 14, "DDIMInverseScheduler": 1, "DDPMScheduler": 8}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_recorded_trajectory_is_followed(name):
+    case = CASES[name]
+    np.testing.assert_allclose(replay(case), case["x_after_step"], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_plan_has_the_recorded_levels(name):
+    """Where each step leads to the next entry of the list, `make_plan` gives the same levels."""
+    case = CASES[name]
+    here, following = levels(case)
+    if not np.array_equal(following[:-1], here[1:]) or SAMPLERS[case["scheduler"]] == "inverse":
+        pytest.skip("the reference jumps by T // N, off its own list")
+    schedule, steps = schedule_of(case["config"]), case["num_inference_steps"]
+    spacing = case["config"].get("timestep_spacing", "leading")
+    if spacing == "leading":
+        times = leading_timesteps(schedule, steps, case["config"].get("steps_offset", 0))
+    elif spacing == "trailing":
+        times = trailing_timesteps(schedule, steps)
+    else:
+        times = np.array(case["timesteps"], int)
+    plan = make_plan(schedule, times, steps, float(following[-1]))
+    np.testing.assert_array_equal(plan.timestep, case["timesteps"])
+    np.testing.assert_array_equal(plan.alpha_bar, here.astype(np.float32))
+    np.testing.assert_array_equal(plan.alpha_bar_next, following.astype(np.float32))
+
+
+# Formulas
+
+LEVELS = [(0.0047, 0.02), (0.05, 0.3), (0.3, 0.31), (0.9, 0.999), (0.99, 1.0)]
+
+
+def opinion(alpha_bar, alpha_bar_next):
+    """Random x0 and eps, their x, and the step's info."""
+    key_x0, key_eps = jax.random.split(jax.random.key(0))
+    x0, eps = (jax.random.normal(key, (2, 3, 3, 4)) for key in (key_x0, key_eps))
+    info = Plan(*jnp.float32([500.0, alpha_bar, alpha_bar_next]), jnp.array(True))
+    return jnp.sqrt(info.alpha_bar) * x0 + jnp.sqrt(1 - info.alpha_bar) * eps, x0, eps, info
+
+
+@pytest.mark.parametrize("pair", LEVELS)
+def test_ddim_with_eta_one_is_ddpm_in_mean_and_variance(pair):
+    x, x0, eps, info = opinion(*pair)
+    means, draws = [], []
+    for step in (ddim_step, ddpm_step):
+        means.append(step(x, x0, eps, info, jnp.float32(1), jnp.zeros_like(x)))
+        draws.append(step(x, x0, eps, info, jnp.float32(1), jnp.ones_like(x)) - means[-1])
+    np.testing.assert_allclose(*means, atol=3e-5)
+    np.testing.assert_allclose(*draws, atol=3e-5)
+
+
+@pytest.mark.parametrize("pair", LEVELS)
+def test_ddim_keeps_the_opinion_when_it_is_deterministic(pair):
+    x, x0, eps, info = opinion(*pair)
+    found = ddim_step(x, x0, eps, info, jnp.float32(0), jnp.full_like(x, 7.0))
+    ab = info.alpha_bar_next
+    np.testing.assert_allclose(found, jnp.sqrt(ab) * x0 + jnp.sqrt(1 - ab) * eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("pair", LEVELS)
+def test_ddpm_samples_the_posterior_of_bayes(pair):
+    # q(x' | x, x0) is proportional to q(x' | x0) q(x | x'): precisions add up.
+    x, x0, eps, info = opinion(*pair)
+    ab, ab_next = np.float64(info.alpha_bar), np.float64(info.alpha_bar_next)
+    if ab_next == 1:
+        expected_mean, expected_std = x0, 0.0
+    else:
+        ratio = ab / ab_next
+        precision = 1 / (1 - ab_next) + ratio / (1 - ratio)
+        pull = np.sqrt(ab_next) / (1 - ab_next) * x0 + np.sqrt(ratio) / (1 - ratio) * x
+        expected_mean, expected_std = pull / precision, precision**-0.5
+    mean = ddpm_step(x, x0, eps, info, jnp.float32(0), jnp.zeros_like(x))
+    std = ddpm_step(x, x0, eps, info, jnp.float32(0), jnp.ones_like(x)) - mean
+    np.testing.assert_allclose(mean, expected_mean, atol=1e-4)
+    np.testing.assert_allclose(std, np.full_like(std, expected_std), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_the_last_step_of_a_plan_that_ends_at_one_is_the_opinion(name):
+    x, x0, eps, info = opinion(0.9, 1.0)
+    found = STEPS[name](x, x0, eps, info, jnp.float32(1), jnp.ones_like(x))
+    np.testing.assert_allclose(found, x0, atol=1e-6)
