@@ -1,0 +1,1 @@
+"""Training every part from scratch: state, steps, loop, checkpoints."""

@@ -1,0 +1,161 @@
+"""The training loop: steps, a progress bar, a CSV of metrics, pictures, checkpoints, Ctrl-C."""
+
+import csv
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from sdjax.nn.functional import Params
+from sdjax.training.checkpoint import Checkpoints
+from sdjax.training.state import Loss, Metrics, Recipe, TrainState, init_state, make_step
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained: functions only, so the loop knows no network.
+
+    `batch(step)` is a pure function of the step number: it makes a resumed run exact.
+    """
+
+    init: Callable[[jax.Array], Params]
+    loss: Loss
+    batch: Callable[[int], dict[str, Any]]
+    preview: Callable[[Params], Image.Image] | None  # a picture of how the averaged weights do
+    export: Callable[[Params, Path, dict[str, Any]], None]  # (averaged weights, folder, facts)
+
+
+def stream(count: int, batch: int, step: int, seed: int) -> np.ndarray:
+    """Indices [batch] of the examples of a step: shuffled epochs, laid end to end.
+
+    Depends on its arguments alone, so any step can be asked for at any time.
+    """
+    positions = np.arange(step * batch, (step + 1) * batch)
+    epochs = positions // count
+    orders = {e: np.random.default_rng((seed, int(e))).permutation(count) for e in set(epochs)}
+    return np.array([orders[e][p % count] for e, p in zip(epochs, positions, strict=True)])
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C and SIGTERM set a flag, so that the loop can stop after a whole step and save."""
+    seen: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # signals need the main thread
+        yield lambda: False
+        return
+    kinds = (signal.SIGINT, signal.SIGTERM)
+    old = [signal.signal(kind, lambda number, _: seen.append(number)) for kind in kinds]
+    try:
+        yield lambda: bool(seen)
+    finally:
+        for kind, handler in zip(kinds, old, strict=True):
+            signal.signal(kind, handler)
+
+
+class MetricsFile:
+    """`metrics.csv`: one row per report; rows later than the resumed step are dropped."""
+
+    def __init__(self, path: Path, resumed_at: int) -> None:
+        self.path = path
+        self.rows: list[dict[str, str]] = []
+        if path.exists():
+            with path.open() as file:
+                self.rows = [r for r in csv.DictReader(file) if int(r["step"]) <= resumed_at]
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Append a row; the file is rewritten whole and then renamed into place."""
+        self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
+        partial = self.path.with_suffix(".csv.partial")
+        with partial.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(self.rows[-1]))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        partial.replace(self.path)
+
+
+def train(
+    task: Task,
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    report_every: int = 50,
+    save_every: int = 500,
+    preview_every: int = 1000,
+    quiet: bool = False,
+) -> TrainState:
+    """Run `recipe.steps` steps, or the rest of them, and export the averaged weights.
+
+    Ctrl-C or SIGTERM finishes the step, saves a checkpoint and raises KeyboardInterrupt.
+
+    Raises:
+        ValueError: if `out` already holds a run and `resume` is False, or a run of other sizes or
+            of more steps and `resume` is True.
+        FileNotFoundError: if `resume` is True and there is nothing to resume.
+        FloatingPointError: if the loss or its gradient is no longer finite; the last checkpoint
+            stays.
+    """
+    if resume and not out.is_dir():
+        raise FileNotFoundError(f"no run in {out} to resume")
+    out.mkdir(parents=True, exist_ok=True)
+    with closing(Checkpoints(out)) as checkpoints:
+        if checkpoints.latest() is not None and not resume:
+            raise ValueError(f"{out} already holds a run: pass --resume, or another --out")
+        state = init_state(task.init(jax.random.key(recipe.seed)), recipe)
+        if resume:
+            state = checkpoints.restore(state)
+        first = int(state.step)
+        if first > recipe.steps:
+            raise ValueError(f"{out} has done {first} steps already, more than {recipe.steps}")
+        metrics_file = MetricsFile(out / "metrics.csv", first)
+        step_fn = make_step(task.loss, recipe)
+        started, since = time.perf_counter(), first
+        metrics = {}
+        with (
+            tqdm(total=recipe.steps, initial=first, unit="step", disable=quiet) as bar,
+            _interrupts() as interrupted,
+        ):
+            for number in range(first, recipe.steps):
+                batch = task.batch(number)  # made while the previous step still computes
+                jax.block_until_ready(metrics)
+                state, metrics = step_fn(state, batch)
+                bar.update()
+                done = number + 1
+                last, stop = done == recipe.steps, interrupted()
+                report = last or done % report_every == 0
+                save = last or stop or done % save_every == 0
+                if report:
+                    values = _finite(metrics, done)
+                    now = time.perf_counter()
+                    rate = (done - since) * recipe.batch / (now - started)
+                    started, since = now, done
+                    bar.set_postfix({k: f"{v:.4g}" for k, v in values.items()})
+                    metrics_file.add({"step": done, **values, "examples_per_second": rate})
+                if save:
+                    _finite(metrics, done)  # a state that is lost must not be kept
+                    checkpoints.save(state)
+                if task.preview and (last or done % preview_every == 0):
+                    task.preview(state.average).save(out / f"preview_{done:07d}.png")
+                if stop:
+                    raise KeyboardInterrupt(f"stopped after step {done}; --resume continues")
+    facts = {"steps": recipe.steps, "recipe": recipe.__dict__}
+    task.export(state.average, out / "model", facts)
+    return state
+
+
+def _finite(metrics: Metrics, step: int) -> dict[str, float]:
+    """The metrics as numbers; raises FloatingPointError after a bad loss or gradient."""
+    values = {name: float(value) for name, value in metrics.items()}
+    for name in ("loss", "gradient_norm"):
+        if not np.isfinite(values[name]):
+            raise FloatingPointError(f"the {name} is {values[name]} at step {step}")
+    return values

@@ -1,0 +1,322 @@
+"""The three trainings of a Stable Diffusion: CLIP, autoencoder, latent diffusion, on emoji."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from sdjax import config, presets
+from sdjax.data import emoji
+from sdjax.denoisers.unet import UNet
+from sdjax.diffusion.guidance import guide_doubled
+from sdjax.diffusion.loop import image_keys, initial_noise, sample
+from sdjax.diffusion.schedule import make_plan, trailing_timesteps
+from sdjax.image.autoencoder import Autoencoder
+from sdjax.image.clip_image import ClipImage
+from sdjax.image.preprocess import grid, to_pixels
+from sdjax.nn.functional import Params, apply, init_params
+from sdjax.text.clip_text import ClipText
+from sdjax.text.tokenizer import Tokenizer
+from sdjax.training.loop import Task, stream
+from sdjax.training.losses import (
+    autoencoder_loss,
+    clip_loss,
+    latent_diffusion_loss,
+    random_shift,
+    to_float,
+)
+from sdjax.training.state import Recipe
+from sdjax.weights.config_json import from_json, to_json
+from sdjax.weights.files import load_model, save_model
+
+SHIFT = 3
+"""Pixels by which training images are moved about at most."""
+
+
+UNKNOWN_RATE = 0.02
+"""Share of caption pieces that CLIP's training replaces by the unknown token."""
+
+
+def caption_vocabulary() -> tuple[int, ...]:
+    """CLIP ids that occur in any caption the data can give, in increasing order."""
+    tokenizer = Tokenizer(context_length=77, pad="eot")
+    texts = [emoji.caption("thing", style) for style in emoji.STYLES]
+    for concept, tags in emoji.load("all").tags.items():
+        texts += emoji.caption_variants(concept, tags)
+    return tuple(np.unique(tokenizer(texts)).tolist())
+
+
+def clip_task(model: config.Clip, recipe: Recipe) -> Task:
+    """Contrastive training of both towers (arXiv 2103.00020)."""
+    vocabulary = caption_vocabulary()
+    tokenizer = Tokenizer(model.text.context_length, model.text.pad, vocabulary)
+    model = replace(model, text=replace(model.text, vocab_size=tokenizer.vocab_size))
+    data = emoji.load("train")
+
+    def init(key: jax.Array) -> Params:
+        key_text, key_image = jax.random.split(key)
+        tokens = jnp.zeros((1, model.text.context_length), jnp.int32)
+        size = model.image.image_size
+        return {
+            "text": init_params(ClipText(model.text), key_text, tokens, jnp.zeros(1, int)),
+            "image": init_params(ClipImage(model.image), key_image, jnp.zeros((1, size, size, 3))),
+            "logit_scale": jnp.asarray(np.log(1 / 0.07), jnp.float32),
+        }
+
+    def batch(step: int) -> dict[str, Any]:
+        index = stream(len(data.images), recipe.batch, step, recipe.seed)
+        rng = np.random.default_rng((recipe.seed, 1, step))
+        captions = [
+            emoji.random_caption(rng, data.concepts[i], data.styles[i], data.tags[data.concepts[i]])
+            for i in index
+        ]
+        tokens = tokenizer(captions)
+        end = np.argmax(tokens == tokenizer.eot_id, axis=1).astype(np.int32)
+        # Now and then a word is struck out, so that words never seen in training do little harm.
+        inside = (np.arange(tokens.shape[1]) > 0) & (np.arange(tokens.shape[1]) < end[:, None])
+        struck = inside & (rng.random(tokens.shape) < UNKNOWN_RATE)
+        tokens = np.where(struck, tokenizer.vocab_size - 1, tokens).astype(np.int32)
+        return {"pixels": data.images[index], "tokens": tokens, "end": end}
+
+    def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
+        described = {
+            "kind": "clip",
+            "config": to_json(model),
+            "vocabulary": list(vocabulary),
+            "logit_scale": float(params["logit_scale"]),
+            "training": facts,
+        }
+        save_model(folder, {"text": params["text"], "image": params["image"]}, described, "float16")
+
+    return Task(init, clip_loss(model, SHIFT), batch, None, export)
+
+
+def autoencoder_task(model: config.Autoencoder, recipe: Recipe, kl_weight: float = 0.01) -> Task:
+    """KL autoencoder; the scaling factor is measured on the training images at the end."""
+    data, held_out = emoji.load("train"), emoji.load("test")
+    network = Autoencoder(model)
+    size = data.images.shape[1]
+
+    def init(key: jax.Array) -> Params:
+        image = jnp.zeros((1, size, size, 3))
+        return init_params(network, key, image, key)
+
+    def batch(step: int) -> dict[str, Any]:
+        return {"pixels": data.images[stream(len(data.images), recipe.batch, step, recipe.seed)]}
+
+    @jax.jit
+    def reconstruct(params: Params, pixels: jax.Array) -> jax.Array:
+        posterior = apply(network, params, to_float(pixels), method="encode")
+        z = posterior.mean * model.scaling_factor
+        return apply(network, params, z, method="decode")
+
+    def preview(params: Params) -> Image.Image:
+        pixels = held_out.images[:: max(len(held_out.images) // 16, 1)][:16]
+        decoded = to_pixels(reconstruct(params, pixels))
+        return grid(np.stack([pixels, decoded], 1).reshape(-1, size, size, 3), columns=8)
+
+    def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
+        encode = jax.jit(lambda p, x: apply(network, p, to_float(x), method="encode"))
+        means = [encode(params, data.images[i : i + 128]).mean for i in range(0, 1024, 128)]
+        scale = float(1 / np.std(np.concatenate(means)))
+        described = {
+            "kind": "autoencoder",
+            "config": to_json(replace(model, scaling_factor=scale)),
+            "training": {**facts, "kl_weight": kl_weight},
+        }
+        save_model(folder, {"autoencoder": params}, described, "float16")
+
+    return Task(init, autoencoder_loss(model, kl_weight, SHIFT), batch, preview, export)
+
+
+def encode_captions(
+    text: config.TextTower, params: Params, tokenizer: Tokenizer, captions: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Hidden states float16 [captions, tokens, dim] and pooled float32 [captions, projection]."""
+    tower = jax.jit(lambda p, tokens, end: apply(ClipText(text), p, tokens, end))
+    hidden, pooled = [], []
+    for start in range(0, len(captions), 256):
+        chunk = captions[start : start + 256]
+        tokens = tokenizer(chunk + [""] * (256 - len(chunk)))
+        out = tower(params, tokens, jnp.asarray(np.argmax(tokens == tokenizer.eot_id, axis=1)))
+        hidden.append(np.asarray(out.hidden, np.float16)[: len(chunk)])
+        pooled.append(np.asarray(out.pooled)[: len(chunk)])
+    return np.concatenate(hidden), np.concatenate(pooled)
+
+
+def encode_latents(
+    model: config.Autoencoder, params: Params, images: np.ndarray, copies: int, seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scaled posterior mean and standard deviation, float16 [copies, images, h, w, c].
+
+    Copy 0 is the image itself, the others are shifted at random.
+    """
+    network = Autoencoder(model)
+
+    @jax.jit
+    def encode(params: Params, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        posterior = apply(network, params, to_float(pixels), method="encode")
+        std = jnp.exp(0.5 * posterior.logvar)
+        return posterior.mean * model.scaling_factor, std * model.scaling_factor
+
+    shift = jax.jit(lambda pixels, key: random_shift(pixels, key, SHIFT))
+    means, stds = [], []
+    for copy in range(copies):
+        for start in range(0, len(images), 128):
+            pixels = images[start : start + 128]
+            pad = 128 - len(pixels)
+            padded = np.concatenate([pixels, np.zeros((pad, *pixels.shape[1:]), np.uint8)])
+            if copy > 0:
+                key = jax.random.fold_in(jax.random.key(seed), copy * len(images) + start)
+                padded = shift(padded, key)
+            mean, std = encode(params, padded)
+            means.append(np.asarray(mean, np.float16)[: len(pixels)])
+            stds.append(np.asarray(std, np.float16)[: len(pixels)])
+    shape = (copies, len(images), *means[0].shape[1:])
+    return np.concatenate(means).reshape(shape), np.concatenate(stds).reshape(shape)
+
+
+def latent_diffusion_task(
+    model: config.UNet,
+    schedule: config.Schedule,
+    recipe: Recipe,
+    clip_folder: Path,
+    autoencoder_folder: Path,
+    *,
+    variants: int = 6,
+    copies: int = 1,
+    gamma: float = 5.0,
+    drop: float = 0.1,
+) -> Task:
+    """Denoising in the latent space of a trained autoencoder, told by a trained, frozen CLIP.
+
+    Latents (`copies` shifted versions) and captions (`variants` an image) are encoded once.
+    """
+    clip_parts, clip_model = load_model(clip_folder)
+    clip = from_json(config.Clip, clip_model["config"])
+    autoencoder_parts, autoencoder_model = load_model(autoencoder_folder)
+    autoencoder = from_json(config.Autoencoder, autoencoder_model["config"])
+    vocabulary = tuple(clip_model["vocabulary"])
+    tokenizer = Tokenizer(clip.text.context_length, clip.text.pad, vocabulary)
+    data = emoji.load("train", presets.MINI_STYLES)
+    system = config.StableDiffusion(clip.text, autoencoder, model, schedule, data.images.shape[1])
+
+    rng = np.random.default_rng((recipe.seed, 2))
+    drawn = [
+        [canonical] + [emoji.random_caption(rng, c, s, data.tags[c]) for _ in range(variants - 1)]
+        for canonical, c, s in zip(data.captions(), data.concepts, data.styles, strict=True)
+    ]
+    unique = ["", *sorted({text for row in drawn for text in row})]
+    row_of = {text: i for i, text in enumerate(unique)}
+    caption_rows = np.array([[row_of[text] for text in row] for row in drawn])
+    hidden, pooled = encode_captions(clip.text, clip_parts["text"], tokenizer, unique)
+    means, stds = encode_latents(
+        autoencoder, autoencoder_parts["autoencoder"], data.images, copies, recipe.seed
+    )
+
+    def init(key: jax.Array) -> Params:
+        size = data.images.shape[1] // autoencoder.factor
+        x = jnp.zeros((1, size, size, model.in_channels))
+        context = jnp.zeros((1, clip.text.context_length, model.context_dim))
+        vector = None if model.vector_dim is None else jnp.zeros((1, model.vector_dim))
+        return init_params(UNet(model), key, x, jnp.zeros(1), context, vector)
+
+    def batch(step: int) -> dict[str, Any]:
+        index = stream(len(data.images), recipe.batch, step, recipe.seed)
+        rng = np.random.default_rng((recipe.seed, 3, step))
+        copy = rng.integers(copies, size=recipe.batch)
+        # Half of the time the plain caption, which is what people type.
+        variant = rng.integers(variants, size=recipe.batch) * rng.integers(2, size=recipe.batch)
+        rows = caption_rows[index, variant]
+        return {
+            "mean": means[copy, index].astype(np.float32),
+            "std": stds[copy, index].astype(np.float32),
+            "context": hidden[rows],
+            "vector": pooled[rows],
+            "empty_context": hidden[0],
+            "empty_vector": pooled[0],
+        }
+
+    shown = [row_of[data.captions()[i]] for i in stream(len(data.images), 16, 0, 99)]
+    plan = make_plan(schedule, trailing_timesteps(schedule, 20), 20, 1.0)
+
+    @jax.jit
+    def draw(params: Params, decoder: Params, context: jax.Array, vector: jax.Array) -> jax.Array:
+        keys = image_keys(jnp.arange(len(shown)))
+
+        def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
+            double = (jnp.tile(x, (2, 1, 1, 1)), jnp.tile(t, 2), context, vector)
+            return guide_doubled(apply(UNet(model), params, *double), jnp.asarray(3.0))
+
+        x = initial_noise(keys, means.shape[2:])
+        x, _ = sample(denoise, plan, x, keys, sampler="ddim", prediction=schedule.prediction)
+        return apply(Autoencoder(autoencoder), decoder, x, method="decode")
+
+    def preview(params: Params) -> Image.Image:
+        rows = np.array([0] * len(shown) + shown)
+        context = hidden[rows].astype(np.float32)
+        images = draw(params, autoencoder_parts["autoencoder"], context, pooled[rows])
+        return grid(to_pixels(images), columns=8)
+
+    def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
+        described = {
+            "kind": "stable-diffusion",
+            "name": "mini",
+            "defaults": {"steps": 30, "guidance": 3.0, "sampler": "ddim"},
+            "styles": list(presets.MINI_STYLES),
+            "config": to_json(system),
+            "clip": to_json(clip),
+            "vocabulary": list(vocabulary),
+            "logit_scale": clip_model["logit_scale"],
+            "training": {
+                "clip": clip_model["training"],
+                "autoencoder": autoencoder_model["training"],
+                "latent-diffusion": {**facts, "gamma": gamma, "drop": drop},
+            },
+        }
+        components = {**clip_parts, **autoencoder_parts, "unet": params}
+        save_model(folder, components, described, "float16")
+
+    return Task(init, latent_diffusion_loss(model, schedule, gamma, drop), batch, preview, export)
+
+
+RECIPES = {
+    "clip": Recipe(steps=1000, batch=128, learning_rate=1e-3, weight_decay=0.1),
+    "autoencoder": Recipe(steps=4000, batch=8, learning_rate=1e-3, weight_decay=0.0),
+    "latent-diffusion": Recipe(steps=8000, batch=48, learning_rate=7e-4),
+}
+"""How the bundled models were trained; `sdjax train` starts from these."""
+
+
+def make_task(
+    part: str,
+    preset: str,
+    recipe: Recipe,
+    clip_folder: Path | None = None,
+    autoencoder_folder: Path | None = None,
+) -> Task:
+    """The training called `part` of a preset.
+
+    Raises:
+        ValueError: for an unknown part or preset, or a missing folder of a part needed first.
+    """
+    if preset != "mini":
+        raise ValueError(f"no training preset {preset!r}: choose mini")
+    if part == "clip":
+        return clip_task(presets.MINI_CLIP, recipe)
+    if part == "autoencoder":
+        return autoencoder_task(presets.MINI_AUTOENCODER, recipe)
+    if part != "latent-diffusion":
+        raise ValueError(f"no training {part!r}: choose among {', '.join(RECIPES)}")
+    if clip_folder is None or autoencoder_folder is None:
+        raise ValueError(
+            "latent-diffusion needs --clip and --autoencoder, folders that `sdjax train clip` and "
+            "`sdjax train autoencoder` wrote"
+        )
+    return latent_diffusion_task(
+        presets.MINI_UNET, presets.MINI_SCHEDULE, recipe, clip_folder, autoencoder_folder
+    )
