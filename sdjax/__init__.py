@@ -1,0 +1,20 @@
+"""Text-to-image systems rebuilt from scratch in JAX, to read, run, train, change and teach.
+
+text                                                      image
+|  tokenizer                                              ^
+v                                                         |  autoencoder
+text/       tokens --> text tower --> embeddings                        |
+|                              |
+diffusion/                               v                              |
+denoisers/  noise --> ( one sampling loop: UNet + guidance + step ) ----+
+
+>>> import sdjax
+>>> pipe = sdjax.load("mini")
+>>> pipe("a red apple, 3d style", seed=0)
+"""
+
+from sdjax.pipelines.images import Images
+from sdjax.pipelines.load import load
+from sdjax.pipelines.stable_diffusion import Pipeline
+
+__all__ = ["Images", "Pipeline", "load"]

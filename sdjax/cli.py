@@ -1,0 +1,162 @@
+"""`sdjax imagine | train | evaluate`: the command line."""
+
+import argparse
+import json
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+TRAINED_PARTS = ("clip", "autoencoder", "latent-diffusion")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sdjax", description="Text-to-image systems in JAX.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    _add_imagine(commands)
+    _add_train(commands)
+    evaluate = commands.add_parser("evaluate", help="measure a model on held-out captions")
+    evaluate.add_argument("model", nargs="?", default="mini", help="bundled name or folder")
+    evaluate.add_argument("--count", type=int, default=200, help="held-out captions (200)")
+    evaluate.add_argument("--seed", type=int, default=0)
+    evaluate.add_argument("--steps", type=int)
+    evaluate.add_argument("--guidance", type=float)
+    evaluate.add_argument("-o", "--out", type=Path, default=Path("evaluation.json"))
+    evaluate.set_defaults(run=_evaluate)
+    return parser
+
+
+def _add_imagine(commands: argparse._SubParsersAction) -> None:
+    imagine = commands.add_parser("imagine", help="draw pictures of a text")
+    imagine.add_argument("prompt", help='for example "a red apple, 3d style"')
+    imagine.add_argument("-n", type=int, default=4, help="pictures, seeds counting up (4)")
+    imagine.add_argument("--model", default="mini", help="bundled name or folder (mini)")
+    imagine.add_argument("--seed", type=int, default=0, help="of the first picture (0)")
+    imagine.add_argument("--steps", type=int, help="denoising steps")
+    imagine.add_argument("--guidance", type=float, help="how closely to follow the text; 1 is off")
+    imagine.add_argument("--negative", default="", help="what to keep away from")
+    imagine.add_argument("--size", type=_size, help="pixels: 64 or HEIGHTxWIDTH")
+    imagine.add_argument("--sampler", help="ddim or ddpm")
+    imagine.add_argument("--eta", type=float, default=0.0, help="noise in ddim, 0 to 1 (0)")
+    imagine.add_argument("--scale", type=int, default=4, help="enlarge the grid's pixels (4)")
+    imagine.add_argument("-o", "--out", type=Path, default=Path("imagine.png"))
+    imagine.set_defaults(run=_imagine)
+
+
+def _add_train(commands: argparse._SubParsersAction) -> None:
+    train = commands.add_parser("train", help="train a part from scratch on the emoji pictures")
+    train.add_argument("part", choices=TRAINED_PARTS)
+    train.add_argument("--preset", default="mini")
+    train.add_argument("--out", type=Path, required=True, help="folder of the run")
+    train.add_argument("--resume", action="store_true", help="continue the run in --out")
+    train.add_argument("--steps", type=int, help="steps in all; may grow or shrink on resuming")
+    train.add_argument("--batch", type=int, help="examples per step")
+    train.add_argument("--learning-rate", type=float)
+    train.add_argument("--seed", type=int)
+    train.add_argument("--clip", type=Path, help="model folder of CLIP (latent-diffusion)")
+    train.add_argument("--autoencoder", type=Path, help="model folder (latent-diffusion)")
+    train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
+    train.set_defaults(run=_train)
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    sides = text.lower().split("x")
+    try:
+        numbers = [int(side) for side in sides]
+    except ValueError:
+        numbers = []
+    if len(numbers) not in (1, 2):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write 64 or 64x96 (height x width)")
+    return numbers[0] if len(numbers) == 1 else (numbers[0], numbers[1])
+
+
+def _imagine(args: argparse.Namespace) -> None:
+    from sdjax.pipelines.images import check_png, save_png
+    from sdjax.pipelines.load import load
+
+    check_png(args.out)
+    if args.scale < 1:
+        raise ValueError(f"--scale must be at least 1, got {args.scale}")
+    pipe = load(args.model)
+    images = pipe(
+        args.prompt,
+        n=args.n,
+        seed=args.seed,
+        steps=args.steps,
+        guidance=args.guidance,
+        negative=args.negative,
+        size=args.size,
+        sampler=args.sampler,
+        eta=args.eta,
+        progress=True,
+    )
+    save_png(images.grid(scale=args.scale), args.out)
+    what = "picture" if len(images) == 1 else "pictures"
+    print(f"{len(images)} {what} of {args.prompt!r}: {args.out.resolve()}")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from sdjax.training.loop import train
+    from sdjax.training.tasks import RECIPES, make_task
+
+    changes = {
+        name: getattr(args, name)
+        for name in ("steps", "batch", "learning_rate", "seed")
+        if getattr(args, name) is not None
+    }
+    recipe = replace(RECIPES[args.part], **changes)
+    task = make_task(args.part, args.preset, recipe, args.clip, args.autoencoder)
+    train(task, recipe, args.out, resume=args.resume, save_every=args.save_every)
+    print(f"trained: {(args.out / 'model').resolve()}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from sdjax.evaluate import evaluate
+
+    if not args.out.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {args.out}: there is no folder {args.out.parent}")
+    settings = {
+        name: getattr(args, name)
+        for name in ("steps", "guidance")
+        if getattr(args, name) is not None
+    }
+    result = evaluate(args.model, count=args.count, seed=args.seed, **settings)
+    text = json.dumps(result, indent=2)
+    print(text)
+    partial = args.out.with_name(f".{args.out.name}.partial")
+    partial.write_text(text + "\n")
+    partial.replace(args.out)
+
+
+def _keep_compilations() -> None:
+    """Compiled programs are kept on disk, so that only the first command of its kind compiles."""
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(cache / "sdjax" / "jax"))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; bad input is one line on standard error and exit status 2."""
+    args = _parser().parse_args(arguments)
+    _keep_compilations()
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", UserWarning)
+            args.run(args)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"sdjax {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\nsdjax {args.command}: {stop or 'interrupted'}", file=sys.stderr)
+        return 130
+    for warning in caught:
+        print(f"sdjax {args.command}: note: {warning.message}", file=sys.stderr)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,265 @@
+"""How good is a bundled text-to-image model? The figures of its model card, from held-out pictures.
+
+A test caption is a (concept, style) pair that training never saw: the concept is known from other
+styles, the style from other concepts.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, UInt8
+from tqdm import tqdm
+
+from sdjax import config
+from sdjax.data import emoji
+from sdjax.image.autoencoder import Autoencoder
+from sdjax.image.clip_image import ClipImage, unit
+from sdjax.nn.functional import apply
+from sdjax.pipelines.load import load, model_folder
+from sdjax.pipelines.stable_diffusion import Pipeline
+from sdjax.text.clip_text import ClipText, end_positions
+from sdjax.training.losses import to_float
+from sdjax.weights.config_json import from_json
+from sdjax.weights.files import load_model
+
+CANDIDATES = 50
+"""Concepts that a judge chooses among, the right one included."""
+SHIFT = 2
+"""Pixels (at half resolution) by which the pixel judge may move a picture."""
+CHUNK = 50
+"""Pictures handled at once, so that everything compiles once."""
+
+Pictures = UInt8[np.ndarray, "images height width 3"]
+Features = Float[np.ndarray, "images dim"]
+
+
+@dataclass(frozen=True)
+class ClipJudge:
+    """The bundled CLIP: unit vectors of pictures and of captions."""
+
+    model: config.Clip
+    params: dict[str, Any]
+    pipe: Pipeline  # its tokenizer
+
+    def images(self, pictures: Pictures) -> Features:
+        """Unit image vectors [images, projection_dim]."""
+        tower = ClipImage(self.model.image)
+        embed = jax.jit(lambda p, x: unit(apply(tower, p, to_float(x))))
+        return in_chunks(lambda x: embed(self.params["image"], x), pictures)
+
+    def texts(self, captions: Sequence[str]) -> Features:
+        """Unit text vectors [captions, projection_dim]."""
+        tower, tokenizer = ClipText(self.model.text), self.pipe.tokenizer
+
+        @jax.jit
+        def embed(params: Any, tokens: jax.Array) -> jax.Array:
+            end = end_positions(tokens, tokenizer.eot_id)
+            return unit(apply(tower, params, tokens, end).pooled)
+
+        return in_chunks(lambda x: embed(self.params["text"], x), tokenizer(captions))
+
+
+def in_chunks(function: Callable[[Any], Any], rows: np.ndarray) -> np.ndarray:
+    """`function` over `CHUNK` rows at a time, the last chunk filled up by repeating its end."""
+    results = []
+    for start in range(0, len(rows), CHUNK):
+        chunk = rows[start : start + CHUNK]
+        full = np.concatenate([chunk, np.repeat(chunk[-1:], CHUNK - len(chunk), axis=0)])
+        results.append(np.asarray(function(full))[: len(chunk)])
+    return np.concatenate(results)
+
+
+def draw_candidates(concepts: Sequence[str], pool: Sequence[str], seed: int) -> list[list[str]]:
+    """For each concept: itself first, then `CANDIDATES - 1` others drawn from `pool`."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for concept in concepts:
+        others = [c for c in pool if c != concept]
+        rows.append([concept, *rng.choice(others, CANDIDATES - 1, replace=False).tolist()])
+    return rows
+
+
+def clip_retrieval(
+    judge: ClipJudge, pictures: Pictures, styles: Sequence[str], candidates: list[list[str]]
+) -> float:
+    """Share of pictures whose own caption is the nearest of the candidates', by CLIP."""
+    vectors = judge.images(pictures)
+    captions = [
+        emoji.caption(concept, style)
+        for row, style in zip(candidates, styles, strict=True)
+        for concept in row
+    ]
+    texts = judge.texts(captions).reshape(len(pictures), CANDIDATES, -1)
+    return float(np.mean(np.einsum("nd,nkd->nk", vectors, texts).argmax(1) == 0))
+
+
+def pixel_retrieval(
+    reference: emoji.EmojiSet,
+    pictures: Pictures,
+    styles: Sequence[str],
+    candidates: list[list[str]],
+) -> float:
+    """Share of pictures nearest, in pixels after small shifts, to their concept in *other* styles.
+
+    A judge that shares nothing with the model: mean squared difference at 32 x 32 pixels to the
+    real pictures of each candidate in all styles but the one asked for, the least over shifts.
+    """
+    known = {(c, s): halve(x) for c, s, x in zip(*_columns(reference), strict=True)}
+    right = 0
+    for picture, style, row in zip(pictures, styles, candidates, strict=True):
+        views = shifted(halve(picture))
+        distances = []
+        for concept in row:
+            real = [known[concept, s] for s in reference_styles(known, concept) if s != style]
+            gaps = ((views[:, None] - np.stack(real)[None]) ** 2).mean((2, 3, 4))
+            distances.append(gaps.min())
+        right += int(np.argmin(distances) == 0)
+    return right / len(pictures)
+
+
+def _columns(data: emoji.EmojiSet) -> tuple[tuple[str, ...], tuple[str, ...], Pictures]:
+    return data.concepts, data.styles, data.images
+
+
+def reference_styles(known: dict[tuple[str, str], np.ndarray], concept: str) -> list[str]:
+    """Styles in which a concept is known."""
+    return [style for style in emoji.STYLES if (concept, style) in known]
+
+
+def halve(picture: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3] to float32 [h / 2, w / 2, 3] in [0, 1], by averaging 2 x 2 pixels."""
+    height, width, channels = picture.shape
+    blocks = picture.reshape(height // 2, 2, width // 2, 2, channels)
+    return blocks.mean((1, 3), dtype=np.float32) / 255
+
+
+def shifted(picture: np.ndarray) -> np.ndarray:
+    """The picture moved by -SHIFT, 0 and SHIFT pixels both ways: [9, h, w, 3], edges repeated."""
+    height, width, _ = picture.shape
+    padded = np.pad(picture, ((SHIFT, SHIFT), (SHIFT, SHIFT), (0, 0)), mode="edge")
+    steps = (0, SHIFT, 2 * SHIFT)
+    return np.stack([padded[y : y + height, x : x + width] for y in steps for x in steps])
+
+
+def fit_style_probe(features: Features, styles: Sequence[str], words: Sequence[str]) -> np.ndarray:
+    """Ridge regression from features (and a constant) to one-hot styles: [dim + 1, styles]."""
+    wanted = np.array([[style == word for word in words] for style in styles], np.float64)
+    x = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+    return np.linalg.solve(x.T @ x + 1e-3 * np.eye(x.shape[1]), x.T @ wanted)
+
+
+def probe_accuracy(
+    probe: np.ndarray, features: Features, styles: Sequence[str], words: Sequence[str]
+) -> float:
+    """Share of pictures whose style the probe names."""
+    x = np.concatenate([features, np.ones((len(features), 1))], axis=1)
+    named = [words[i] for i in (x @ probe).argmax(1)]
+    return float(np.mean([a == b for a, b in zip(named, styles, strict=True)]))
+
+
+def frechet_distance(a: Features, b: Features) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017, arXiv 1706.08500).
+
+    Biased upwards for few pictures: compare only figures of equally many.
+    """
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
+    # The eigenvalues of root cov_b root are those of cov_a cov_b, and it is symmetric.
+    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
+    gap = ((a.mean(0) - b.mean(0)) ** 2).sum()
+    return float(gap + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+
+
+def psnr(a: Pictures, b: Pictures) -> Float[np.ndarray, " images"]:
+    """10 log10(255^2 / mean squared error) of each picture, in dB."""
+    error = ((a.astype(np.float32) - b.astype(np.float32)) ** 2).mean((1, 2, 3))
+    return 10 * np.log10(255.0**2 / np.maximum(error, 1e-3))
+
+
+def reconstruct(pipe: Pipeline, pictures: Pictures) -> Pictures:
+    """Through the autoencoder and back, by the mean of the posterior."""
+    network = Autoencoder(pipe.config.autoencoder)
+
+    @jax.jit
+    def both_ways(params: Any, pixels: jax.Array) -> jax.Array:
+        mean = apply(network, params, to_float(pixels), method="encode").mean
+        scaled = mean * pipe.config.autoencoder.scaling_factor
+        image = apply(network, params, scaled, method="decode")
+        return jax.numpy.round((jax.numpy.clip(image, -1, 1) + 1) * 127.5).astype("uint8")
+
+    return in_chunks(lambda x: both_ways(pipe.params["autoencoder"], x), pictures)
+
+
+def generate(
+    pipe: Pipeline, captions: Sequence[str], *, seed: int, quiet: bool, **settings: Any
+) -> Pictures:
+    """One picture a caption, all with the same seed, `CHUNK` at a time."""
+    rows = []
+    for start in tqdm(range(0, len(captions), CHUNK), desc="drawing", disable=quiet):
+        chunk = list(captions[start : start + CHUNK])
+        full = chunk + chunk[-1:] * (CHUNK - len(chunk))
+        images = pipe(full, seed=seed, **settings)
+        rows.append(np.stack([np.asarray(image) for image in images])[: len(chunk)])
+    return np.concatenate(rows)
+
+
+def evaluate(
+    model: str = "mini", *, count: int = 200, seed: int = 0, quiet: bool = False, **settings: Any
+) -> dict[str, Any]:
+    """All figures of a model, as JSON values; `settings` go to the pipeline (steps, guidance ...).
+
+    "real" is the same figure for the real held-out pictures: the judge's own ceiling.
+
+    Raises:
+        ValueError: if fewer than `count` held-out captions exist, or the model has no CLIP.
+    """
+    pipe = load(model)
+    components, described = load_model(model_folder(model))
+    if "clip" not in described:
+        raise ValueError(f"{model} carries no CLIP to judge by")
+    judge = ClipJudge(from_json(config.Clip, described["clip"]), components, pipe)
+    words = list(pipe.styles)
+    test, train = emoji.load("test", words), emoji.load("train", words)
+    if not CANDIDATES <= count <= len(test):
+        raise ValueError(f"count must be between {CANDIDATES} and {len(test)}, got {count}")
+    order = np.random.default_rng(seed).permutation(len(test))[:count]
+    concepts = [test.concepts[i] for i in order]
+    styles = [test.styles[i] for i in order]
+    real = test.images[order]
+    drawn = generate(pipe, [test.captions()[i] for i in order], seed=seed, quiet=quiet, **settings)
+    everything = emoji.load("all")
+    candidates = draw_candidates(concepts, sorted(set(everything.concepts)), seed)
+
+    train_features = judge.images(train.images)
+    probe = fit_style_probe(train_features, train.styles, words)
+    features = {"generated": judge.images(drawn), "real": judge.images(real)}
+    rng = np.random.default_rng(seed)
+    other = train_features[rng.choice(len(train_features), count, replace=False)]
+    pictures = {"generated": drawn, "real": real}
+    psnrs = psnr(test.images, reconstruct(pipe, test.images))
+    return {
+        "model": model,
+        "captions": count,
+        "seed": seed,
+        "settings": {**pipe.defaults.__dict__, **settings},
+        "autoencoder_psnr_db": round(float(psnrs.mean()), 2),
+        "retrieval_clip": {
+            k: round(clip_retrieval(judge, x, styles, candidates), 3) for k, x in pictures.items()
+        },
+        "retrieval_pixels": {
+            k: round(pixel_retrieval(everything, x, styles, candidates), 3)
+            for k, x in pictures.items()
+        },
+        "style_accuracy": {
+            k: round(probe_accuracy(probe, x, styles, words), 3) for k, x in features.items()
+        },
+        "frechet_clip": {
+            "generated": round(frechet_distance(features["generated"], features["real"]), 4),
+            "real": round(frechet_distance(other, features["real"]), 4),
+        },
+    }

@@ -1,0 +1,1 @@
+"""Wiring: tokens, towers, the sampling loop and decoders, put together."""

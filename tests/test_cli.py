@@ -1,0 +1,117 @@
+"""The command line, in this process, on a tiny model."""
+
+import json
+
+import pytest
+import tiny_pipeline
+from PIL import Image
+
+from sdjax.cli import main
+from sdjax.pipelines.images import read_recipe
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_pipeline.save(tiny_pipeline.make_pipeline(), folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    """The tests' compilation cache stays, and files go to a folder of the test's own."""
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set in conftest.py")
+    monkeypatch.chdir(tmp_path)
+
+
+def test_imagine_draws_a_grid_of_four_and_says_where(model, tmp_path, capsys):
+    assert main(["imagine", "a red cat, flat style", "--model", model, "--seed", "7"]) == 0
+    picture = tmp_path / "imagine.png"
+    assert str(picture.resolve()) in capsys.readouterr().out
+    recipes = read_recipe(picture)
+    assert [recipe["seed"] for recipe in recipes] == [7, 8, 9, 10]
+    assert {recipe["prompt"] for recipe in recipes} == {"a red cat, flat style"}
+    with Image.open(picture) as image:
+        assert image.size == ((8 + 2 + 8) * 4,) * 2
+        assert image.text["parameters"].startswith("a red cat, flat style\nSteps: 3, ")
+
+
+def test_imagine_takes_every_option(model, tmp_path):
+    options = "-n 1 --steps 2 --guidance 2 --negative dog --sampler ddpm --scale 1 -o one.png"
+    command = ["imagine", "a cat", "--model", model, "--size", "8x16", "--eta", "0.5"]
+    assert main([*command, *options.split()]) == 0
+    recipe = read_recipe(tmp_path / "one.png")[0]
+    asked = {"steps": 2, "guidance": 2.0, "negative": "dog", "sampler": "ddpm", "eta": 0.5}
+    assert recipe.items() >= {**asked, "height": 8, "width": 16}.items()
+    with Image.open(tmp_path / "one.png") as image:
+        assert image.size == (16, 8)
+
+
+def test_words_never_seen_are_noted(model, capsys):
+    assert main(["imagine", "a purple cat", "--model", model, "-n", "1"]) == 0
+    assert "note: tiny was never shown the words: purple" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["  "], "the prompt is empty"),
+        (["a cat", "--size", "9"], "the size 9x9 does not fit tiny"),
+        (["a cat", "--steps", "0"], "steps must be between 1 and 1000, got 0"),
+        (["a cat", "--guidance", "0.5"], "guidance must be a number of at least 1"),
+        (["a cat", "--sampler", "euler"], "unknown sampler 'euler': choose among ddim, ddpm"),
+        (["a cat, cubist style"], "does not know the style 'cubist': choose among noto, flat"),
+        (["a cat", "-n", "0"], "n, the number of images, must be at least 1"),
+        (["a cat", "--scale", "0"], "--scale must be at least 1"),
+        (["a cat", "-o", "cat.jpg"], "cat.jpg must end in .png"),
+        (["a cat", "-o", "no/cat.png"], "there is no folder no"),
+        (["a cat", "--model", "nowhere"], "no model 'nowhere'"),
+    ],
+)
+def test_bad_input_is_one_line(options, message, model, tmp_path, capsys):
+    with_model = [*options] if "--model" in options else [*options, "--model", model]
+    assert main(["imagine", *with_model]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sdjax imagine: ") and message in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.glob("*.png"))
+
+
+def test_a_size_in_words_is_refused_by_the_parser(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["imagine", "a cat", "--size", "large"])
+    assert stop.value.code == 2
+    assert "'large' is no size" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["clip", "--preset", "huge"], "no training preset 'huge': choose mini"),
+        (["clip", "--steps", "0"], "steps must be at least 1, got 0"),
+        (["latent-diffusion"], "latent-diffusion needs --clip and --autoencoder"),
+        (
+            ["latent-diffusion", "--clip", "none", "--autoencoder", "none"],
+            "no model folder none",
+        ),
+    ],
+)
+def test_train_refuses_in_one_line(options, message, tmp_path, capsys):
+    assert main(["train", *options, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_refuses_before_it_works(model, capsys):
+    assert main(["evaluate", model]) == 2
+    assert "carries no CLIP to judge by" in capsys.readouterr().err
+    assert main(["evaluate", model, "-o", "no/such.json"]) == 2
+    assert "there is no folder no" in capsys.readouterr().err
+
+
+def test_recipe_is_json_with_the_version(model, tmp_path):
+    main(["imagine", "a cat", "--model", model, "-n", "1"])
+    with Image.open(tmp_path / "imagine.png") as image:
+        stored = json.loads(image.text["sdjax"])
+    assert stored["version"] and len(stored["images"]) == 1
