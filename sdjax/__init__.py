@@ -1,10 +1,10 @@
 """Text-to-image systems rebuilt from scratch in JAX, to read, run, train, change and teach.
 
-text                                                      image
-|  tokenizer                                              ^
-v                                                         |  autoencoder
+            text                                                      image
+              |  tokenizer                                              ^
+              v                                                         |  autoencoder
 text/       tokens --> text tower --> embeddings                        |
-|                              |
+                                         |                              |
 diffusion/                               v                              |
 denoisers/  noise --> ( one sampling loop: UNet + guidance + step ) ----+
 

@@ -98,15 +98,18 @@ def _imagine(args: argparse.Namespace) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from sdjax.training.loop import train
+    from sdjax.training.loop import open_run, train
     from sdjax.training.tasks import RECIPES, make_task
 
+    if args.save_every < 1:
+        raise ValueError(f"--save-every must be at least 1, got {args.save_every}")
     changes = {
         name: getattr(args, name)
         for name in ("steps", "batch", "learning_rate", "seed")
         if getattr(args, name) is not None
     }
-    recipe = replace(RECIPES[args.part], **changes)
+    stored = open_run(args.out, resume=args.resume)
+    recipe = replace(stored or RECIPES[args.part], **changes)
     task = make_task(args.part, args.preset, recipe, args.clip, args.autoencoder)
     train(task, recipe, args.out, resume=args.resume, save_every=args.save_every)
     print(f"trained: {(args.out / 'model').resolve()}")
@@ -147,7 +150,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", UserWarning)
             args.run(args)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"sdjax {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:

@@ -6,7 +6,7 @@ arguments of a jitted function.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Activation = Literal["quick_gelu", "gelu", "geglu"]
 Prediction = Literal["eps", "v", "x0"]
@@ -15,6 +15,16 @@ Prediction = Literal["eps", "v", "x0"]
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(message)
+
+
+def _require_choices(config: Any) -> None:
+    """Every field annotated with a Literal holds one of its words."""
+    for name, hint in get_type_hints(type(config)).items():
+        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+            raise ValueError(
+                f"{type(config).__name__}: {name} is {getattr(config, name)!r}, "
+                f"choose among {', '.join(get_args(hint))}"
+            )
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class TextTower:
     skip_layers: int = 0  # last blocks left out of the hidden states ("penultimate" is 1)
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         _require(
             self.dim % self.heads == 0,
             f"TextTower: dim {self.dim} is no multiple of heads {self.heads}",
@@ -57,6 +68,7 @@ class ImageTower:
     projection_dim: int
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         _require(
             self.image_size % self.patch_size == 0,
             f"ImageTower: image_size {self.image_size} is no multiple of "
@@ -125,6 +137,7 @@ class UNet:
     projection: Literal["conv", "linear"] = "linear"  # how published files store 1x1 projections
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         levels = len(self.channels)
         _require(
             len(self.attention) == levels and len(self.heads) == levels,
@@ -166,6 +179,7 @@ class Schedule:
     prediction: Prediction = "eps"
 
     def __post_init__(self) -> None:
+        _require_choices(self)
         _require(
             0 < self.beta_start <= self.beta_end < 1,
             f"Schedule: betas must satisfy 0 < beta_start <= beta_end < 1, "
@@ -194,6 +208,11 @@ class StableDiffusion:
             self.unet.vector_dim in (None, self.text.projection_dim),
             f"StableDiffusion: the UNet's vector is {self.unet.vector_dim} wide, "
             f"the text projection {self.text.projection_dim}",
+        )
+        _require(
+            self.unet.out_channels == self.autoencoder.latent_channels,
+            f"StableDiffusion: the UNet writes {self.unet.out_channels} channels, the autoencoder "
+            f"reads {self.autoencoder.latent_channels}",
         )
 
     @property

@@ -6,6 +6,7 @@ styles, the style from other concepts.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,7 +37,7 @@ Pictures = UInt8[np.ndarray, "images height width 3"]
 Features = Float[np.ndarray, "images dim"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class ClipJudge:
     """The bundled CLIP: unit vectors of pictures and of captions."""
 
@@ -46,20 +47,26 @@ class ClipJudge:
 
     def images(self, pictures: Pictures) -> Features:
         """Unit image vectors [images, projection_dim]."""
-        tower = ClipImage(self.model.image)
-        embed = jax.jit(lambda p, x: unit(apply(tower, p, to_float(x))))
-        return in_chunks(lambda x: embed(self.params["image"], x), pictures)
+        params = self.params["image"]
+        return in_chunks(lambda x: embed_images(self.model.image, params, x), pictures)
 
     def texts(self, captions: Sequence[str]) -> Features:
         """Unit text vectors [captions, projection_dim]."""
-        tower, tokenizer = ClipText(self.model.text), self.pipe.tokenizer
+        tokens, end_id = self.pipe.tokenizer(captions), self.pipe.tokenizer.eot_id
+        params = self.params["text"]
+        return in_chunks(lambda x: embed_texts(self.model.text, params, x, end_id), tokens)
 
-        @jax.jit
-        def embed(params: Any, tokens: jax.Array) -> jax.Array:
-            end = end_positions(tokens, tokenizer.eot_id)
-            return unit(apply(tower, params, tokens, end).pooled)
 
-        return in_chunks(lambda x: embed(self.params["text"], x), tokenizer(captions))
+@partial(jax.jit, static_argnums=0)
+def embed_images(tower: config.ImageTower, params: Any, pixels: jax.Array) -> jax.Array:
+    """Unit vectors of uint8 pictures."""
+    return unit(apply(ClipImage(tower), params, to_float(pixels)))
+
+
+@partial(jax.jit, static_argnums=(0, 3))
+def embed_texts(tower: config.TextTower, params: Any, tokens: jax.Array, end_id: int) -> jax.Array:
+    """Unit vectors of token rows."""
+    return unit(apply(ClipText(tower), params, tokens, end_positions(tokens, end_id)).pooled)
 
 
 def in_chunks(function: Callable[[Any], Any], rows: np.ndarray) -> np.ndarray:
@@ -198,12 +205,13 @@ def reconstruct(pipe: Pipeline, pictures: Pictures) -> Pictures:
 def generate(
     pipe: Pipeline, captions: Sequence[str], *, seed: int, quiet: bool, **settings: Any
 ) -> Pictures:
-    """One picture a caption, all with the same seed, `CHUNK` at a time."""
+    """One picture a caption, caption i with seed `seed + i`, `CHUNK` at a time."""
     rows = []
     for start in tqdm(range(0, len(captions), CHUNK), desc="drawing", disable=quiet):
         chunk = list(captions[start : start + CHUNK])
         full = chunk + chunk[-1:] * (CHUNK - len(chunk))
-        images = pipe(full, seed=seed, **settings)
+        seeds = [seed + start + i for i in range(CHUNK)]
+        images = pipe(full, seed=seeds, **settings)
         rows.append(np.stack([np.asarray(image) for image in images])[: len(chunk)])
     return np.concatenate(rows)
 

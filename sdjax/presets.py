@@ -62,7 +62,7 @@ SD2_BASE = StableDiffusion(OPENCLIP_H_TEXT, KL_F8, SD2_UNET, SD_SCHEDULE, image_
 # The bundled models: our own sizes, chosen for training on two CPU cores (see the model card).
 MINI_CLIP = Clip(
     TextTower(
-        vocab_size=4096,  # at training time: the CLIP ids that occur in the captions
+        vocab_size=3439,  # the CLIP ids that occur in captions, and one row for all others
         context_length=24,
         dim=192,
         layers=4,

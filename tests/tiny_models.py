@@ -4,6 +4,7 @@ Initialising a network compiles it once more; filling its shapes costs nothing, 
 zero, so that every part has an influence.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from sdjax.image.clip_image import ClipImage
 from sdjax.text.clip_text import ClipText
 
 AUTOENCODER = config.Autoencoder(
-    channels=(16, 16), res_blocks=1, latent_channels=4, scaling_factor=0.8, norm_groups=8
+    channels=(16,), res_blocks=1, latent_channels=4, scaling_factor=0.8, patch=2, norm_groups=8
 )
 
 
@@ -56,6 +57,8 @@ UNET = config.UNet(
     vector_dim=16,
     norm_groups=8,
 )
+SMALLER_UNET = replace(UNET, channels=(16,), attention=(False,), heads=(2,))
+"""For gradients, which take long to compile."""
 
 
 def fill(shapes: Any, seed: int = 0) -> Any:

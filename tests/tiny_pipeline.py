@@ -19,7 +19,7 @@ SCHEDULE = config.Schedule("scaled_linear", prediction="v")
 
 def vocabulary() -> list[int]:
     """CLIP ids of the known words."""
-    return np.unique(Tokenizer(CONTEXT_LENGTH, "eot")(WORDS)).tolist()
+    return np.unique(Tokenizer(77, "eot")(WORDS)).tolist()
 
 
 def make_pipeline() -> Pipeline:

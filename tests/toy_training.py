@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax.training.loop import Task, stream, train
-from sdjax.training.state import Recipe, TrainState, init_state, make_step
+from sdjax.training.state import Recipe, TrainState, init_key, init_state, make_step
 from sdjax.weights.files import save_model
 
 RNG = np.random.default_rng(0)
@@ -66,7 +66,7 @@ def make_task(
 def unbroken(steps: int) -> TrainState:
     """The state after a Python `for` over the steps: no loop, no files."""
     task, step_fn = make_task(steps), make_step(loss, recipe(steps))
-    state = init_state(init(jax.random.key(recipe(steps).seed)), recipe(steps))
+    state = init_state(init(init_key(recipe(steps).seed)), recipe(steps))
     for number in range(steps):
         state, _ = step_fn(state, task.batch(number))
     return state

@@ -103,7 +103,7 @@ STYLE_TABLE = (
 STYLES = tuple(style.word for style in STYLE_TABLE)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class EmojiSet:
     """Pictures with what they show; concept by concept, styles in the order of STYLES."""
 

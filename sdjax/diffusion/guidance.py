@@ -9,7 +9,7 @@ from sdjax.shapes import Scalar
 def guide(
     unconditional: Float[Array, "..."], conditional: Float[Array, "..."], scale: Scalar
 ) -> Float[Array, "..."]:
-    """U + scale (c - u): 1 is no guidance.
+    """Move from unconditional to conditional and beyond: u + scale (c - u); 1 is no guidance.
 
     The paper's equation 6 writes (1 + w) c - w u: its w is our scale - 1.
     """

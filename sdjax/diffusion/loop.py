@@ -8,9 +8,12 @@ from jaxtyping import Array, Float, Int
 
 from sdjax.config import Prediction
 from sdjax.diffusion.parameterization import split
-from sdjax.diffusion.samplers import STEPS
+from sdjax.diffusion.samplers import STEPS, Step
 from sdjax.diffusion.schedule import Plan
 from sdjax.shapes import Keys, Latents, Scalar, Timesteps
+
+PRNG = "threefry2x32"
+"""Of all noise, whatever the process's default: a seed means the same picture everywhere."""
 
 Denoise = Callable[[Latents, Timesteps], Latents]
 Trajectory = Float[Array, "steps batch _height _width _channels"]
@@ -18,7 +21,7 @@ Trajectory = Float[Array, "steps batch _height _width _channels"]
 
 def image_keys(seeds: Int[Array, " batch"]) -> Keys:
     """One key per image, from its own seed: the same image in any batch, slot or device."""
-    return jax.vmap(jax.random.key)(seeds)
+    return jax.vmap(lambda seed: jax.random.key(seed, impl=PRNG))(seeds)
 
 
 def normal_per_image(
@@ -43,7 +46,7 @@ def sample(
     x: Latents,
     keys: Keys,
     *,
-    sampler: str,
+    sampler: str | Step,
     prediction: Prediction,
     eta: Scalar | float = 0.0,
     trajectory: bool = False,
@@ -55,7 +58,7 @@ def sample(
         plan: the steps, padded; inactive ones cost nothing.
         x: starting latents [batch, height, width, channels].
         keys: one per image; step k draws from key folded with k + 1.
-        sampler: a name in `samplers.STEPS`; static.
+        sampler: a name in `samplers.STEPS`, or a step function of your own; static.
         prediction: what the network predicts; static.
         eta: noise of DDIM, 0 to 1; traced.
         trajectory: also return, for every padded step, (x after it, its x0).
@@ -63,7 +66,7 @@ def sample(
     Returns:
         The final latents, and the trajectory ([max_steps, batch, ...] each) or None.
     """
-    step = STEPS[sampler]
+    step = STEPS[sampler] if isinstance(sampler, str) else sampler
     eta = jnp.asarray(eta, jnp.float32)
 
     def advance(x: Latents, info: Plan, index: Array) -> tuple[Latents, Latents]:

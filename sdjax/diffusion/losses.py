@@ -25,8 +25,11 @@ def min_snr_weight(
     ratio = snr(alpha_bar)
     if prediction == "v":
         return jnp.minimum(ratio + 1, gamma) / (ratio + 1)
-    weight = jnp.minimum(ratio, gamma)
-    return weight / ratio if prediction == "eps" else weight
+    if prediction == "eps":
+        return jnp.minimum(ratio, gamma) / ratio
+    if prediction == "x0":
+        return jnp.minimum(ratio, gamma)
+    raise ValueError(f"unknown prediction {prediction!r}: choose eps, v or x0")
 
 
 def weighted_squared_error(

@@ -29,7 +29,9 @@ def split(
         return (x - s * output) / a, output
     if prediction == "v":
         return a * x - s * output, s * x + a * output
-    return output, (x - a * output) / s
+    if prediction == "x0":
+        return output, (x - a * output) / s
+    raise ValueError(f"unknown prediction {prediction!r}: choose eps, v or x0")
 
 
 def target(x0: Values, eps: Values, alpha_bar: PerImage, prediction: Prediction) -> Values:
@@ -39,4 +41,6 @@ def target(x0: Values, eps: Values, alpha_bar: PerImage, prediction: Prediction)
         return eps
     if prediction == "v":
         return ab**0.5 * eps - (1 - ab) ** 0.5 * x0
-    return x0
+    if prediction == "x0":
+        return x0
+    raise ValueError(f"unknown prediction {prediction!r}: choose eps, v or x0")

@@ -17,6 +17,12 @@ Values = Float[Array, "batch height width channels"]
 Step = Callable[[Values, Values, Values, Plan, Scalar, Values], Values]
 
 
+def safe_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Square root of max(x, 0) with gradient 0 at 0, where the last step without noise is."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
 def ddim_step(x: Values, x0: Values, eps: Values, info: Plan, eta: Scalar, noise: Values) -> Values:
     """DDIM (Song et al. 2020, arXiv 2010.02502, equation 12); its alpha is our alpha-bar.
 
@@ -24,9 +30,8 @@ def ddim_step(x: Values, x0: Values, eps: Values, info: Plan, eta: Scalar, noise
     sigma = eta sqrt((1 - ab') / (1 - ab)) sqrt(1 - ab / ab') (equation 16). eta 0 is deterministic.
     """
     ab, ab_next = info.alpha_bar, info.alpha_bar_next
-    variance = jnp.maximum((1 - ab_next) / (1 - ab) * (1 - ab / ab_next), 0.0)
-    sigma = eta * jnp.sqrt(variance)
-    direction = jnp.sqrt(jnp.maximum(1 - ab_next - sigma**2, 0.0))
+    sigma = eta * safe_sqrt((1 - ab_next) / (1 - ab) * (1 - ab / ab_next))
+    direction = safe_sqrt(1 - ab_next - sigma**2)
     return jnp.sqrt(ab_next) * x0 + direction * eps + sigma * noise
 
 
@@ -41,8 +46,7 @@ def ddpm_step(x: Values, x0: Values, eps: Values, info: Plan, eta: Scalar, noise
     beta = 1 - ab / ab_next
     mean = jnp.sqrt(ab_next) * beta / (1 - ab) * x0
     mean = mean + jnp.sqrt(1 - beta) * (1 - ab_next) / (1 - ab) * x
-    variance = jnp.maximum((1 - ab_next) / (1 - ab) * beta, 0.0)
-    return mean + jnp.sqrt(variance) * noise
+    return mean + safe_sqrt((1 - ab_next) / (1 - ab) * beta) * noise
 
 
 STEPS: dict[str, Step] = {"ddim": ddim_step, "ddpm": ddpm_step}

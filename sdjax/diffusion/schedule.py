@@ -1,6 +1,6 @@
 """The forward process: betas, alpha-bar, and which times a sampler visits."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +22,8 @@ def betas(schedule: Schedule) -> np.ndarray:
         return np.linspace(start, end, steps, dtype=np.float64)
     if schedule.betas == "scaled_linear":
         return np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
+    if schedule.betas != "cosine":
+        raise ValueError(f"unknown betas {schedule.betas!r}")
     times = np.arange(steps + 1, dtype=np.float64) / steps
     alpha_bar = np.cos((times + 0.008) / 1.008 * np.pi / 2) ** 2
     return np.minimum(1 - alpha_bar[1:] / alpha_bar[:-1], 0.999)
@@ -78,6 +80,19 @@ def trailing_timesteps(schedule: Schedule, steps: int) -> np.ndarray:
         raise ValueError(f"steps must be between 1 and {schedule.train_steps}, got {steps}")
     stride = schedule.train_steps / steps
     return np.round(np.arange(schedule.train_steps, 0, -stride)).astype(np.int64)[:steps] - 1
+
+
+def sampling_plan(
+    schedule: Schedule, steps: int, max_steps: int, spacing: Literal["leading", "trailing"]
+) -> Plan:
+    """The plan of a run of `steps` steps, as published models use it.
+
+    "leading": offset 1, ending at alpha-bar of time 0 (Stable Diffusion 1 and 2 with DDIM).
+    "trailing": starts at the noisiest time and ends without noise.
+    """
+    if spacing == "leading":
+        return make_plan(schedule, leading_timesteps(schedule, steps), max_steps)
+    return make_plan(schedule, trailing_timesteps(schedule, steps), max_steps, 1.0)
 
 
 def make_plan(

@@ -40,12 +40,15 @@ def dot_product_attention(
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
-    if queries * tokens <= MAX_SCORES or queries % QUERY_BLOCK:
+    if queries * tokens <= MAX_SCORES:
         return attend(query, 0)
-    blocks = query.reshape(batch, -1, QUERY_BLOCK, heads, head_dim).swapaxes(0, 1)
+    missing = -queries % QUERY_BLOCK
+    padded = jnp.pad(query, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    blocks = padded.reshape(batch, -1, QUERY_BLOCK, heads, head_dim).swapaxes(0, 1)
     starts = jnp.arange(blocks.shape[0]) * QUERY_BLOCK
-    out = jax.lax.map(lambda args: attend(*args), (blocks, starts))
-    return out.swapaxes(0, 1).reshape(batch, queries, heads, head_dim)
+    # Recomputed for gradients, which would otherwise store every block's scores.
+    out = jax.lax.map(jax.checkpoint(lambda args: attend(*args)), (blocks, starts))
+    return out.swapaxes(0, 1).reshape(batch, -1, heads, head_dim)[:, :queries]
 
 
 class Attention(nn.Module):

@@ -17,12 +17,12 @@ BOTTOM_RIGHT = ((0, 1), (0, 1))
 
 
 def quick_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """X * sigmoid(1.702 x): the GELU of OpenAI's CLIP (arXiv 1606.08415, section 2)."""
+    """The GELU of OpenAI's CLIP: x * sigmoid(1.702 x) (arXiv 1606.08415, section 2)."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 def exact_gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """X * Phi(x) with the error function; Flax's default is the tanh approximation."""
+    """GELU proper, x * Phi(x) by the error function; Flax's default is a tanh approximation."""
     return jax.nn.gelu(x, approximate=False)
 
 
@@ -48,13 +48,18 @@ class GroupNorm(nn.Module):
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         x32 = x.astype(jnp.float32)
-        first = x32.mean((1, 2)).reshape(batch, self.groups, -1).mean(-1)  # batch groups
-        second = jnp.square(x32).mean((1, 2)).reshape(batch, self.groups, -1).mean(-1)
-        inverse = jax.lax.rsqrt(jnp.maximum(second - first**2, 0.0) + self.epsilon)
-        width = channels // self.groups
-        gain = jnp.repeat(inverse, width, axis=-1) * scale  # batch channels
-        shift = bias - jnp.repeat(first, width, axis=-1) * gain
-        return (x32 * gain[:, None, None] + shift[:, None, None]).astype(self.dtype)
+        # E[(x - m)^2] and not E[x^2] - m^2, which cancels where the mean is large.
+        mean = x32.mean((1, 2))  # batch channels
+        spread = jnp.square(x32 - mean[:, None, None]).mean((1, 2))
+        by_group = (batch, self.groups, channels // self.groups)
+        center = mean.reshape(by_group).mean(-1, keepdims=True)
+        offset = mean.reshape(by_group) - center
+        variance = (spread.reshape(by_group) + offset**2).mean(-1, keepdims=True)
+        inverse = jax.lax.rsqrt(variance + self.epsilon)
+        gain = jnp.broadcast_to(inverse, by_group).reshape(batch, channels) * scale
+        shift = (offset * inverse).reshape(batch, channels) * scale + bias
+        centered = x32 - mean[:, None, None]
+        return (centered * gain[:, None, None] + shift[:, None, None]).astype(self.dtype)
 
 
 def conv3x3(

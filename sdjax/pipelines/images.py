@@ -33,6 +33,10 @@ class Images(list[Image.Image]):
             image.info[RECIPE] = dict(recipe)
         return images
 
+    def __getitem__(self, index: Any) -> Any:  # a part of it shows itself too
+        found = super().__getitem__(index)
+        return Images(found) if isinstance(index, slice) else found
+
     def grid(self, columns: int | None = None, scale: int = 1) -> Image.Image:
         """All images as one picture, in rows of `columns` (default: about square)."""
         columns = columns or int(np.ceil(np.sqrt(len(self))))

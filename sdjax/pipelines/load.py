@@ -1,13 +1,18 @@
 """From a name or a folder to a pipeline."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from sdjax import config
+from sdjax.nn.functional import Params
 from sdjax.pipelines.stable_diffusion import Defaults, Pipeline
 from sdjax.text.tokenizer import Tokenizer
+from sdjax.weights.clip import text_shapes
 from sdjax.weights.config_json import from_json
 from sdjax.weights.files import load_model
+from sdjax.weights.stable_diffusion import autoencoder_shapes, unet_shapes
+from sdjax.weights.tree import flatten
 
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models"
 
@@ -34,6 +39,32 @@ def model_folder(model: str | os.PathLike[str]) -> Path:
     return folder
 
 
+def check_components(
+    system: config.StableDiffusion, components: Mapping[str, Params], where: str
+) -> None:
+    """Compare every tensor's path and shape with what the config asks for; compiles nothing.
+
+    Raises:
+        ValueError: names the first that is missing, left over or of another shape.
+    """
+    wanted = {
+        "text": text_shapes(system.text),
+        "unet": unet_shapes(system.unet),
+        "autoencoder": autoencoder_shapes(system.autoencoder),
+    }
+    for name, tree in wanted.items():
+        if name not in components:
+            raise ValueError(f"{where} has no {name}.safetensors")
+        expected = {path: leaf.shape for path, leaf in flatten(tree).items()}
+        found = {path: leaf.shape for path, leaf in flatten(components[name]).items()}
+        for path in sorted(expected.keys() | found.keys()):
+            if expected.get(path) != found.get(path):
+                raise ValueError(
+                    f"{where}: {name} does not fit its config: {path} is {found.get(path)}, "
+                    f"wanted {expected.get(path)}"
+                )
+
+
 def load(model: str | os.PathLike[str] = "mini") -> Pipeline:
     """Load a text-to-image model.
 
@@ -48,13 +79,21 @@ def load(model: str | os.PathLike[str] = "mini") -> Pipeline:
     components, described = load_model(folder)
     if described.get("kind") != "stable-diffusion":
         raise ValueError(f"{folder} holds a {described.get('kind')!r}, not a text-to-image model")
+    if missing := [name for name in ("name", "config", "defaults") if name not in described]:
+        raise ValueError(f"{folder}: model.json lacks {', '.join(missing)}; save the model again")
     system = from_json(config.StableDiffusion, described["config"])
+    check_components(system, components, str(folder))
     tokenizer = Tokenizer(system.text.context_length, system.text.pad, described.get("vocabulary"))
+    if tokenizer.vocab_size != system.text.vocab_size:
+        raise ValueError(
+            f"{folder}: the vocabulary has {tokenizer.vocab_size} ids, the text tower "
+            f"{system.text.vocab_size} rows"
+        )
     return Pipeline(
         name=described["name"],
         config=system,
         params=components,
         tokenizer=tokenizer,
-        defaults=Defaults(**described["defaults"]),
+        defaults=from_json(Defaults, described["defaults"]),
         styles=tuple(described.get("styles", ())),
     )

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from sdjax.denoisers.unet import UNet
 from sdjax.diffusion.guidance import guide_doubled
 from sdjax.diffusion.loop import image_keys, initial_noise, sample
 from sdjax.diffusion.samplers import STEPS
-from sdjax.diffusion.schedule import Plan, make_plan, trailing_timesteps
+from sdjax.diffusion.schedule import Plan, sampling_plan
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.nn.functional import Params, apply
 from sdjax.pipelines.images import Images
@@ -36,7 +37,7 @@ def encode_text(config: StableDiffusion, params: Params, tokens: Tokens, end_id:
     return apply(tower, params["text"], tokens, end_positions(tokens, end_id))
 
 
-@partial(jax.jit, static_argnames=("config", "sampler", "guided"), donate_argnames="x")
+@partial(jax.jit, static_argnames=("config", "sampler", "guided"))
 def denoise(
     config: StableDiffusion,
     params: Params,
@@ -84,9 +85,10 @@ class Defaults:
     steps: int = 50
     guidance: float = 7.5
     sampler: str = "ddim"
+    spacing: Literal["leading", "trailing"] = "leading"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pipeline:
     """A loaded text-to-image model. Call it with a prompt.
 
@@ -106,7 +108,7 @@ class Pipeline:
         prompt: str | Sequence[str],
         *,
         n: int = 1,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         steps: int | None = None,
         guidance: float | None = None,
         negative: str = "",
@@ -117,15 +119,16 @@ class Pipeline:
     ) -> Images:
         """Draw `n` images of each prompt.
 
-        Image k of a prompt has seed `seed + k` and depends on nothing else in the call. Only the
-        number of images, the size and the sampler's name take a new compilation; steps (up to the
-        next of `STEP_LIMITS`), guidance, eta, seeds and words do not. Guidance 1 (off) is a program
-        of its own, which calls the network once a step instead of twice.
+        Image k of a prompt has seed `seed + k`; what else is drawn in the same call, and where in
+        it, does not matter. Only the number of images, the size and the sampler's name take a new
+        compilation; steps (up to the next of `STEP_LIMITS`), guidance, eta, seeds and words do not.
+        Guidance 1 (off) is a program of its own, which calls the network once a step instead of
+        twice.
 
         Args:
             prompt: one text or several; not empty.
             n: images per prompt.
-            seed: of the first image, 0 to 2^31 - 1.
+            seed: of each prompt's first image, 0 to 2^31 - 1; or one for each prompt.
             steps: denoising steps; None is the model's default, like the other Nones.
             guidance: classifier-free guidance scale, at least 1; 1 is off.
             negative: what the images are guided away from, instead of from the empty text.
@@ -146,12 +149,14 @@ class Pipeline:
         steps = defaults.steps if steps is None else steps
         guidance = defaults.guidance if guidance is None else guidance
         sampler = defaults.sampler if sampler is None else sampler
-        height, width = (size, size) if isinstance(size, int) else size or (self.native_size,) * 2
-        self._check(prompts, n, seed, steps, guidance, negative, height, width, sampler, eta)
+        size = self.native_size if size is None else size
+        height, width = size if isinstance(size, tuple) else (size, size)
+        first_seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(prompts)
+        self._check(prompts, n, first_seeds, steps, guidance, negative, height, width, sampler, eta)
         self._warn_about_words([*prompts, negative])
 
         repeated = [text for text in prompts for _ in range(n)]
-        seeds = np.tile(np.arange(seed, seed + n, dtype=np.int32), len(prompts))
+        seeds = np.add.outer(first_seeds, np.arange(n)).reshape(-1).astype(np.int32)
         guided = guidance != 1
         rows = [negative] * len(repeated) + repeated if guided else repeated
         text = encode_text(
@@ -196,13 +201,15 @@ class Pipeline:
         """The sampling loop; with a progress bar, the same executable on a few steps at a time."""
         config = self.config
         limit = next(limit for limit in STEP_LIMITS if steps <= limit)
-        plan = make_plan(config.schedule, trailing_timesteps(config.schedule, steps), limit, 1.0)
+        plan = sampling_plan(config.schedule, steps, limit, self.defaults.spacing)
         keys = image_keys(jnp.asarray(seeds))
         factor = config.autoencoder.factor
         shape = (size[0] // factor, size[1] // factor, config.autoencoder.latent_channels)
         x = initial_noise(keys, shape)
         chunk = max(steps // 10, 1) if progress else steps
-        bar = tqdm(total=steps, unit="step", disable=not progress, leave=False)
+        bar = tqdm(
+            total=steps, unit="step", disable=not progress, leave=False, mininterval=0, miniters=1
+        )
         for start in range(0, steps, chunk):
             part = np.arange(limit) // chunk == start // chunk
             x = denoise(
@@ -227,7 +234,7 @@ class Pipeline:
         self,
         prompts: list[str],
         n: int,
-        seed: int,
+        seeds: list[int],
         steps: int,
         guidance: float,
         negative: str,
@@ -237,6 +244,10 @@ class Pipeline:
         eta: float,
     ) -> None:
         """Refuse bad input in words."""
+        whole = [("n", n), ("steps", steps), ("height", height), ("width", width)]
+        for name, value in [*whole, *(("seed", seed) for seed in seeds)]:
+            if not isinstance(value, (int, np.integer)):
+                raise ValueError(f"{name} must be a whole number, got {value!r}")
         if not prompts or any(not text.strip() for text in prompts):
             raise ValueError("the prompt is empty: say what the picture should show")
         most = min(STEP_LIMITS[-1], self.config.schedule.train_steps)
@@ -244,8 +255,11 @@ class Pipeline:
             raise ValueError(f"steps must be between 1 and {most}, got {steps}")
         if n < 1:
             raise ValueError(f"n, the number of images, must be at least 1, got {n}")
-        if not 0 <= seed <= 2**31 - n:
-            raise ValueError(f"seed must be between 0 and {2**31 - n}, got {seed}")
+        if len(seeds) != len(prompts):
+            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each")
+        for seed in seeds:
+            if not 0 <= seed <= 2**31 - n:
+                raise ValueError(f"seed must be between 0 and {2**31 - n}, got {seed}")
         if not (np.isfinite(guidance) and guidance >= 1):
             raise ValueError(f"guidance must be a number of at least 1 (1 is off), got {guidance}")
         if not 0 <= eta <= 1:
@@ -260,10 +274,11 @@ class Pipeline:
                     f"multiples of {multiple}; it was trained at {self.native_size}"
                 )
         if self.styles:
-            for word in re.findall(r"([\w-]+) style\b", " ".join([*prompts, negative]).lower()):
-                if word not in self.styles:
+            for text in [*prompts, negative]:
+                asked = re.search(r",\s*([\w-]+) style\W*$", text.lower())
+                if asked and asked[1] not in self.styles:
                     raise ValueError(
-                        f"{self.name} does not know the style {word!r}: "
+                        f"{self.name} does not know the style {asked[1]!r}: "
                         f"choose among {', '.join(self.styles)}"
                     )
 

@@ -1,6 +1,7 @@
 """The training loop: steps, a progress bar, a CSV of metrics, pictures, checkpoints, Ctrl-C."""
 
 import csv
+import json
 import signal
 import threading
 import time
@@ -17,7 +18,10 @@ from tqdm import tqdm
 
 from sdjax.nn.functional import Params
 from sdjax.training.checkpoint import Checkpoints
-from sdjax.training.state import Loss, Metrics, Recipe, TrainState, init_state, make_step
+from sdjax.training.state import Loss, Metrics, Recipe, TrainState, init_key, init_state, make_step
+
+RECIPE_FILE = "recipe.json"
+"""In a run's folder: the recipes in force, each with the step from which it was."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,12 @@ def _interrupts() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     kinds = (signal.SIGINT, signal.SIGTERM)
-    old = [signal.signal(kind, lambda number, _: seen.append(number)) for kind in kinds]
+
+    def note(number: int, _: object) -> None:
+        seen.append(number)
+        signal.signal(number, signal.default_int_handler)  # a second Ctrl-C stops at once
+
+    old = [signal.signal(kind, note) for kind in kinds]
     try:
         yield lambda: bool(seen)
     finally:
@@ -71,6 +80,12 @@ class MetricsFile:
             with path.open() as file:
                 self.rows = [r for r in csv.DictReader(file) if int(r["step"]) <= resumed_at]
 
+    def seconds(self, batch: int) -> float:
+        """Time that the reported steps took."""
+        steps = np.diff([0, *(int(row["step"]) for row in self.rows)])
+        rates = np.array([float(row["examples_per_second"]) for row in self.rows])
+        return float((steps * batch / rates).sum())
+
     def add(self, row: dict[str, Any]) -> None:
         """Append a row; the file is rewritten whole and then renamed into place."""
         self.rows.append({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
@@ -80,6 +95,43 @@ class MetricsFile:
             writer.writeheader()
             writer.writerows(self.rows)
         partial.replace(self.path)
+
+
+def open_run(out: Path, *, resume: bool) -> Recipe | None:
+    """The stored recipe of the run in `out`; None for a new run.
+
+    Raises:
+        ValueError: if `out` holds a run and `resume` is False.
+        FileNotFoundError: if `resume` is True and it holds none.
+    """
+    path = out / RECIPE_FILE
+    if path.exists() and not resume:
+        raise ValueError(f"{out} already holds a run: pass --resume, or another --out")
+    if resume and not path.exists():
+        raise FileNotFoundError(f"no run in {out} to resume")
+    return Recipe(**json.loads(path.read_text())[-1]["recipe"]) if resume else None
+
+
+def _check_same_data(stored: Recipe | None, recipe: Recipe) -> None:
+    """A resumed run sees the same stream of examples: its batch and seed cannot change."""
+    for name in ("batch", "seed"):
+        if stored is not None and getattr(stored, name) != getattr(recipe, name):
+            raise ValueError(
+                f"the run has {name} {getattr(stored, name)}, not {getattr(recipe, name)}: "
+                "these cannot change on resuming"
+            )
+
+
+def _record_segment(out: Path, recipe: Recipe, first: int) -> list[dict[str, Any]]:
+    """Add the recipe in force from step `first` to the run's `recipe.json`; all of them."""
+    path = out / RECIPE_FILE
+    segments = json.loads(path.read_text()) if path.exists() else []
+    segments = [s for s in segments if s["from_step"] < first]
+    segments.append({"from_step": first, "recipe": recipe.__dict__})
+    partial = path.with_suffix(".json.partial")
+    partial.write_text(json.dumps(segments, indent=2) + "\n")
+    partial.replace(path)
+    return segments
 
 
 def train(
@@ -104,19 +156,20 @@ def train(
         FloatingPointError: if the loss or its gradient is no longer finite; the last checkpoint
             stays.
     """
-    if resume and not out.is_dir():
-        raise FileNotFoundError(f"no run in {out} to resume")
+    stored = open_run(out, resume=resume)
+    _check_same_data(stored, recipe)
     out.mkdir(parents=True, exist_ok=True)
     with closing(Checkpoints(out)) as checkpoints:
         if checkpoints.latest() is not None and not resume:
             raise ValueError(f"{out} already holds a run: pass --resume, or another --out")
-        state = init_state(task.init(jax.random.key(recipe.seed)), recipe)
-        if resume:
+        state = init_state(task.init(init_key(recipe.seed)), recipe)
+        if checkpoints.latest() is not None:  # else it was stopped before the first checkpoint
             state = checkpoints.restore(state)
         first = int(state.step)
         if first > recipe.steps:
             raise ValueError(f"{out} has done {first} steps already, more than {recipe.steps}")
         metrics_file = MetricsFile(out / "metrics.csv", first)
+        segments = _record_segment(out, recipe, first)
         step_fn = make_step(task.loss, recipe)
         started, since = time.perf_counter(), first
         metrics = {}
@@ -147,7 +200,12 @@ def train(
                     task.preview(state.average).save(out / f"preview_{done:07d}.png")
                 if stop:
                     raise KeyboardInterrupt(f"stopped after step {done}; --resume continues")
-    facts = {"steps": recipe.steps, "recipe": recipe.__dict__}
+    facts = {
+        "steps": recipe.steps,
+        "hours": round(metrics_file.seconds(recipe.batch) / 3600, 2),
+        "segments": segments,
+        "last_metrics": metrics_file.rows[-1] if metrics_file.rows else {},
+    }
     task.export(state.average, out / "model", facts)
     return state
 

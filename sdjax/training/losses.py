@@ -54,7 +54,10 @@ def clip_loss(model: config.Clip, shift: int) -> Loss:
         pixels = random_shift(batch["pixels"], key, shift)
         images = unit(apply(image_tower, params["image"], to_float(pixels)))
         text = apply(text_tower, params["text"], batch["tokens"], batch["end"])
-        scale = jnp.exp(jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE))
+        log_scale = params["logit_scale"]
+        # Clipped, but with a gradient also above the limit: else it could never come back.
+        clipped = jnp.minimum(log_scale, MAX_LOGIT_SCALE)
+        scale = jnp.exp(log_scale + jax.lax.stop_gradient(clipped - log_scale))
         logits = scale * images @ unit(text.pooled).T  # image text
         by_image = jnp.diag(jax.nn.log_softmax(logits, axis=1))
         by_text = jnp.diag(jax.nn.log_softmax(logits, axis=0))
@@ -68,7 +71,10 @@ def clip_loss(model: config.Clip, shift: int) -> Loss:
 
 
 def autoencoder_loss(model: config.Autoencoder, kl_weight: float, shift: int) -> Loss:
-    """Absolute and squared error plus weighted KL, all per image value (arXiv 2112.10752, eq. 25).
+    """Absolute and squared error plus weighted KL, all per image value.
+
+    The reconstruction and KL terms of arXiv 2112.10752, appendix G; without its perceptual and
+    adversarial terms.
 
     batch: pixels uint8 [batch, h, w, 3].
     """
@@ -107,7 +113,9 @@ def latent_diffusion_loss(
         # One time from each of `count` equal parts of the schedule: less noise in the gradient.
         offsets = jax.random.uniform(key_time, (count,))
         fraction = (jnp.arange(count) + offsets) / count
-        time = (fraction * schedule.train_steps).astype(jnp.int32)
+        # The fraction may round up to 1.
+        time = jnp.minimum(fraction * schedule.train_steps, schedule.train_steps - 1)
+        time = time.astype(jnp.int32)
         noise = jax.random.normal(key_noise, mean.shape)
         alpha_bar = table[time]
         dropped = jax.random.bernoulli(key_drop, drop, (count,))

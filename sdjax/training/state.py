@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from sdjax.nn.functional import Params
 
@@ -61,6 +61,16 @@ def learning_rate(recipe: Recipe) -> optax.Schedule:
     )
 
 
+def init_key(seed: int) -> Key[Array, ""]:
+    """Key of the initial weights."""
+    return jax.random.split(jax.random.key(seed))[0]
+
+
+def step_key(seed: int, step: Int[Array, ""] | int) -> Key[Array, ""]:
+    """Key of a step: of another family than the initial weights'."""
+    return jax.random.fold_in(jax.random.split(jax.random.key(seed))[1], step)
+
+
 def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
     """Clipped AdamW; only matrices and kernels are decayed, not biases, norms and scalars."""
     return optax.chain(
@@ -100,7 +110,7 @@ def make_step(
     optimizer = make_optimizer(recipe)
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        key = jax.random.fold_in(jax.random.key(recipe.seed), state.step)
+        key = step_key(recipe.seed, state.step)
         (value, metrics), gradients = jax.value_and_grad(loss, has_aux=True)(
             state.params, batch, key
         )

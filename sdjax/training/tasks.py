@@ -14,7 +14,7 @@ from sdjax.data import emoji
 from sdjax.denoisers.unet import UNet
 from sdjax.diffusion.guidance import guide_doubled
 from sdjax.diffusion.loop import image_keys, initial_noise, sample
-from sdjax.diffusion.schedule import make_plan, trailing_timesteps
+from sdjax.diffusion.schedule import sampling_plan
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.clip_image import ClipImage
 from sdjax.image.preprocess import grid, to_pixels
@@ -23,6 +23,7 @@ from sdjax.text.clip_text import ClipText
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.training.loop import Task, stream
 from sdjax.training.losses import (
+    MAX_LOGIT_SCALE,
     autoencoder_loss,
     clip_loss,
     latent_diffusion_loss,
@@ -37,6 +38,8 @@ SHIFT = 3
 """Pixels by which training images are moved about at most."""
 
 
+CAPTIONS, CAPTION_VARIANTS, VARIANT_CHOICE = 2, 3, 4
+"""First words of NumPy seeds, one for each use, so that no two uses share a stream."""
 UNKNOWN_RATE = 0.02
 """Share of caption pieces that CLIP's training replaces by the unknown token."""
 
@@ -69,7 +72,7 @@ def clip_task(model: config.Clip, recipe: Recipe) -> Task:
 
     def batch(step: int) -> dict[str, Any]:
         index = stream(len(data.images), recipe.batch, step, recipe.seed)
-        rng = np.random.default_rng((recipe.seed, 1, step))
+        rng = np.random.default_rng((CAPTIONS, recipe.seed, step))
         captions = [
             emoji.random_caption(rng, data.concepts[i], data.styles[i], data.tags[data.concepts[i]])
             for i in index
@@ -87,7 +90,7 @@ def clip_task(model: config.Clip, recipe: Recipe) -> Task:
             "kind": "clip",
             "config": to_json(model),
             "vocabulary": list(vocabulary),
-            "logit_scale": float(params["logit_scale"]),
+            "logit_scale": min(float(params["logit_scale"]), MAX_LOGIT_SCALE),
             "training": facts,
         }
         save_model(folder, {"text": params["text"], "image": params["image"]}, described, "float16")
@@ -103,7 +106,8 @@ def autoencoder_task(model: config.Autoencoder, recipe: Recipe, kl_weight: float
 
     def init(key: jax.Array) -> Params:
         image = jnp.zeros((1, size, size, 3))
-        return init_params(network, key, image, key)
+        key_weights, key_noise = jax.random.split(key)
+        return init_params(network, key_weights, image, key_noise)
 
     def batch(step: int) -> dict[str, Any]:
         return {"pixels": data.images[stream(len(data.images), recipe.batch, step, recipe.seed)]}
@@ -121,7 +125,8 @@ def autoencoder_task(model: config.Autoencoder, recipe: Recipe, kl_weight: float
 
     def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
         encode = jax.jit(lambda p, x: apply(network, p, to_float(x), method="encode"))
-        means = [encode(params, data.images[i : i + 128]).mean for i in range(0, 1024, 128)]
+        spread = data.images[:: max(len(data.images) // 1024, 1)][:1024]  # of every kind of thing
+        means = [encode(params, chunk).mean for chunk in np.split(spread, 8)]
         scale = float(1 / np.std(np.concatenate(means)))
         described = {
             "kind": "autoencoder",
@@ -205,7 +210,7 @@ def latent_diffusion_task(
     data = emoji.load("train", presets.MINI_STYLES)
     system = config.StableDiffusion(clip.text, autoencoder, model, schedule, data.images.shape[1])
 
-    rng = np.random.default_rng((recipe.seed, 2))
+    rng = np.random.default_rng((CAPTION_VARIANTS, recipe.seed))
     drawn = [
         [canonical] + [emoji.random_caption(rng, c, s, data.tags[c]) for _ in range(variants - 1)]
         for canonical, c, s in zip(data.captions(), data.concepts, data.styles, strict=True)
@@ -227,7 +232,7 @@ def latent_diffusion_task(
 
     def batch(step: int) -> dict[str, Any]:
         index = stream(len(data.images), recipe.batch, step, recipe.seed)
-        rng = np.random.default_rng((recipe.seed, 3, step))
+        rng = np.random.default_rng((VARIANT_CHOICE, recipe.seed, step))
         copy = rng.integers(copies, size=recipe.batch)
         # Half of the time the plain caption, which is what people type.
         variant = rng.integers(variants, size=recipe.batch) * rng.integers(2, size=recipe.batch)
@@ -242,7 +247,7 @@ def latent_diffusion_task(
         }
 
     shown = [row_of[data.captions()[i]] for i in stream(len(data.images), 16, 0, 99)]
-    plan = make_plan(schedule, trailing_timesteps(schedule, 20), 20, 1.0)
+    plan = sampling_plan(schedule, 20, 20, "trailing")
 
     @jax.jit
     def draw(params: Params, decoder: Params, context: jax.Array, vector: jax.Array) -> jax.Array:
@@ -265,8 +270,8 @@ def latent_diffusion_task(
     def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
         described = {
             "kind": "stable-diffusion",
-            "name": "mini",
-            "defaults": {"steps": 30, "guidance": 3.0, "sampler": "ddim"},
+            "name": folder.parent.name,
+            "defaults": {"steps": 30, "guidance": 3.0, "sampler": "ddim", "spacing": "trailing"},
             "styles": list(presets.MINI_STYLES),
             "config": to_json(system),
             "clip": to_json(clip),

@@ -46,7 +46,8 @@ def save_model(
 
     Everything is written to a sibling folder first, which then takes the name. An existing model
     folder is replaced; of its files only model.json and the safetensors are lost, others (a model
-    card, a vocabulary) are carried over.
+    card, a vocabulary) are carried over. A process killed between the two renames of a replacement
+    leaves the old model beside it, as `.NAME.*.old`.
 
     Args:
         folder: where; its parent must exist.

@@ -89,16 +89,19 @@ def test_most_recorded_cases_are_replayed():
 @pytest.mark.parametrize("name", CASES)
 def test_a_recorded_trajectory_is_followed(name):
     case = CASES[name]
-    np.testing.assert_allclose(replay(case), case["x_after_step"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(replay(case), case["x_after_step"], rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", CASES)
+def follows_its_list(case):
+    """Not DDIM with trailing or linspace spacing: there the reference jumps off its own list."""
+    here, following = levels(case)
+    return np.array_equal(following[:-1], here[1:]) and SAMPLERS[case["scheduler"]] != "inverse"
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if follows_its_list(CASES[name])])
 def test_the_plan_has_the_recorded_levels(name):
-    """Where each step leads to the next entry of the list, `make_plan` gives the same levels."""
     case = CASES[name]
     here, following = levels(case)
-    if not np.array_equal(following[:-1], here[1:]) or SAMPLERS[case["scheduler"]] == "inverse":
-        pytest.skip("the reference jumps by T // N, off its own list")
     schedule, steps = schedule_of(case["config"]), case["num_inference_steps"]
     spacing = case["config"].get("timestep_spacing", "leading")
     if spacing == "leading":

@@ -1,5 +1,7 @@
 """Checkpoints: exact, whole or absent, and refused by another model."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,6 +76,17 @@ def test_half_written_folders_are_ignored_and_removed(checkpoints, folder):
     again.save(state_at(6))
     assert again.latest() == 6
     again.close()
+
+
+def test_an_old_folder_half_deleted_does_no_harm(checkpoints, folder):
+    for step in (2, 4):
+        checkpoints.save(state_at(step))
+    shutil.rmtree(folder / "checkpoints" / "2" / "default")
+    again = Checkpoints(folder)
+    assert_same(again.restore(state_at(0)), state_at(4))
+    again.save(state_at(6))
+    again.close()
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["4", "6"]
 
 
 def test_nothing_to_restore(checkpoints):

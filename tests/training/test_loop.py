@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import replace
+from functools import cache
 
 import jax
 import numpy as np
@@ -14,10 +16,11 @@ import tiny_models
 import toy_training as toy
 from PIL import Image
 
+from sdjax.training import loop
 from sdjax.training.checkpoint import Checkpoints
-from sdjax.training.loop import Task, stream, train
+from sdjax.training.loop import Task, open_run, stream, train
 from sdjax.training.losses import autoencoder_loss
-from sdjax.training.state import Recipe
+from sdjax.training.state import Recipe, make_step
 from sdjax.weights.files import load_model
 
 STEPS = 24
@@ -97,7 +100,8 @@ def test_a_run_is_a_python_for_and_leaves_its_files(tmp_path):
     assert_same(state, toy.unbroken(STEPS))
     assert_same(averages[-1], state.average)
     assert {path.name for path in out.iterdir()} == {
-        "checkpoints", "metrics.csv", "model", "preview_0000016.png", "preview_0000024.png",
+        "checkpoints", "metrics.csv", "model", "recipe.json", "preview_0000016.png",
+        "preview_0000024.png",
     }  # fmt: skip
     assert [row["step"] for row in rows(out)] == ["10", "20", "24"]
     assert set(rows(out)[0]) == {
@@ -106,7 +110,7 @@ def test_a_run_is_a_python_for_and_leaves_its_files(tmp_path):
     components, model = load_model(out / "model")
     assert_same(components["linear"], state.average)
     assert model["training"]["steps"] == STEPS
-    assert model["training"]["recipe"]["batch"] == 8
+    assert model["training"]["segments"][0]["recipe"]["batch"] == 8
 
 
 def test_the_progress_bar_counts(tmp_path, capsys):
@@ -262,7 +266,7 @@ def test_nothing_to_resume(tmp_path):
     with pytest.raises(FileNotFoundError, match="no run in .*/nowhere to resume"):
         run(tmp_path / "nowhere", resume=True)
     assert list(tmp_path.iterdir()) == []
-    with pytest.raises(FileNotFoundError, match="no checkpoint in .* to resume from"):
+    with pytest.raises(FileNotFoundError, match="no run in .* to resume"):
         run(tmp_path, resume=True)
 
 
@@ -286,11 +290,13 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
 # A real network
 
 
-def test_a_small_autoencoder_resumes_bit_for_bit(tmp_path):
+def test_a_small_autoencoder_learns_and_resumes_bit_for_bit(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "make_step", cache(make_step))  # compiled once for three runs
     model = tiny_models.AUTOENCODER
-    recipe = Recipe(steps=5, batch=2, learning_rate=1e-3, warmup=2, seed=1)
-    pixels = np.random.default_rng(0).integers(0, 256, (7, 16, 16, 3), np.uint8)
-    params = tiny_models.autoencoder_params(model)
+    recipe = Recipe(steps=20, batch=4, learning_rate=3e-3, warmup=2, seed=1)
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 1, 3), np.uint8)
+    pixels = np.tile(pixels, (1, 8, 8, 1))
+    params, loss = tiny_models.autoencoder_params(model), autoencoder_loss(model, 0.01, shift=2)
 
     def task(before):
         def batch(step):
@@ -299,20 +305,50 @@ def test_a_small_autoencoder_resumes_bit_for_bit(tmp_path):
 
         return Task(
             init=lambda key: jax.tree.map(jax.numpy.copy, params),
-            loss=autoencoder_loss(model, 0.01, shift=2),
+            loss=loss,
             batch=batch,
             preview=None,
             export=lambda params, folder, facts: None,
         )
 
-    whole = train(task(lambda step: None), recipe, tmp_path / "whole", quiet=True)
-    stop = at(2, lambda: signal.raise_signal(signal.SIGINT))
+    whole = train(task(print), recipe, tmp_path / "whole", report_every=1, quiet=True)
+    stop = at(7, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         train(task(stop), recipe, tmp_path / "run", quiet=True)
-    resumed = train(task(lambda step: None), recipe, tmp_path / "run", resume=True, quiet=True)
+    resumed = train(task(print), recipe, tmp_path / "run", resume=True, quiet=True)
     assert_same(resumed, whole)
-    moved = [
-        np.abs(a - b).max()
-        for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(params), strict=True)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), whole.params, params)
+    assert all(leaf > 1e-5 for leaf in jax.tree.leaves(moved))
+    losses = [float(row["loss"]) for row in rows(tmp_path / "whole")]
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5]), losses
+    assert {"psnr", "kl"} <= set(rows(tmp_path / "whole")[0])
+
+
+def test_a_run_stopped_before_its_first_checkpoint_goes_on(tmp_path):
+    out = tmp_path / "run"
+    with pytest.raises(RuntimeError, match="crash"):
+        run(out, at(3, crash))
+    assert latest(out) is None
+    assert_same(run(out, resume=True), toy.unbroken(STEPS))
+
+
+def test_the_recipes_of_a_run_are_kept_with_its_weights(tmp_path):
+    out = tmp_path / "run"
+    run(out, steps=2)
+    assert open_run(out, resume=True) == toy.recipe(2)
+    run(out, steps=4, resume=True)
+    training = load_model(out / "model")[1]["training"]
+    assert [(s["from_step"], s["recipe"]["steps"]) for s in training["segments"]] == [
+        (0, 2),
+        (2, 4),
     ]
-    assert min(moved) > 0
+    assert training["hours"] >= 0 and training["last_metrics"]["step"] == 4
+
+
+@pytest.mark.parametrize("change", [{"batch": 4}, {"seed": 9}])
+def test_resuming_on_other_data_is_refused(tmp_path, change):
+    out = tmp_path / "run"
+    run(out, steps=2)
+    ((name, value),) = change.items()
+    with pytest.raises(ValueError, match=f"the run has {name} {getattr(toy.recipe(2), name)}"):
+        train(toy.make_task(4), replace(toy.recipe(4), **{name: value}), out, resume=True)

@@ -1,4 +1,7 @@
-"""The losses of the three networks fall on a fixed batch; the augmentation keeps its picture."""
+"""The losses fall on a fixed batch, and are what their parts say; shifts keep the picture.
+
+The autoencoder's loss falls in `test_loop.py`.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -7,13 +10,10 @@ import pytest
 import tiny_models as tiny
 
 from sdjax import config
-from sdjax.training.losses import (
-    autoencoder_loss,
-    clip_loss,
-    latent_diffusion_loss,
-    random_shift,
-    to_float,
-)
+from sdjax.diffusion.losses import min_snr_weight
+from sdjax.diffusion.schedule import alpha_bars
+from sdjax.training import losses
+from sdjax.training.losses import clip_loss, latent_diffusion_loss, random_shift, to_float
 from sdjax.training.state import Recipe, init_state, make_step
 
 CLIP = config.Clip(tiny.text_tower(20, 6), tiny.IMAGE_TOWER)
@@ -37,11 +37,6 @@ def clip_case():
     return clip_loss(CLIP, 1), params, batch, {"accuracy", "logit_scale"}
 
 
-def autoencoder_case():
-    params = tiny.autoencoder_params(tiny.AUTOENCODER)
-    return autoencoder_loss(tiny.AUTOENCODER, 0.01, 1), params, {"pixels": PIXELS}, {"psnr", "kl"}
-
-
 def latent_diffusion_case():
     rng = np.random.default_rng(0)
     batch = {
@@ -52,11 +47,11 @@ def latent_diffusion_case():
         "empty_context": np.zeros((6, 32), np.float16),
         "empty_vector": np.zeros(16, np.float32),
     }
-    loss = latent_diffusion_loss(tiny.UNET, SCHEDULE, gamma=5.0, drop=0.1)
-    return loss, tiny.unet_params(tiny.UNET), batch, {"squared_error"}
+    loss = latent_diffusion_loss(tiny.SMALLER_UNET, SCHEDULE, gamma=5.0, drop=0.1)
+    return loss, tiny.unet_params(tiny.SMALLER_UNET), batch, {"squared_error"}
 
 
-@pytest.mark.parametrize("case", [clip_case, autoencoder_case, latent_diffusion_case])
+@pytest.mark.parametrize("case", [clip_case, latent_diffusion_case])
 def test_the_loss_falls_on_a_fixed_batch_and_every_part_learns(case):
     loss, params, batch, names = case()
     recipe = Recipe(steps=1000, batch=4, learning_rate=3e-3, warmup=1, weight_decay=0.0)
@@ -108,21 +103,67 @@ def test_a_shift_moves_the_picture_and_repeats_its_border():
     np.testing.assert_array_equal(random_shift(images, jax.random.key(1), 0), images)
 
 
-# The diffusion loss in detail
+# The diffusion loss in detail, with a network that only says what it was given
 
 
-def test_a_dropped_caption_is_the_empty_one():
-    _, params, batch, _ = latent_diffusion_case()
-    key = jax.random.key(3)
+@pytest.fixture
+def calls(monkeypatch):
+    """(latents, times, context, vector) of every call of the network, which answers 0."""
+    seen = []
 
-    def value(drop, **changes):
-        loss = latent_diffusion_loss(tiny.UNET, SCHEDULE, gamma=5.0, drop=drop)
-        return jax.jit(loss)(params, {**batch, **changes}, key)[0].item()
+    def answer(network, params, *inputs):
+        seen.append(inputs)
+        return jnp.zeros_like(inputs[0])
 
-    empty = {
-        "context": np.broadcast_to(batch["empty_context"], (4, 6, 32)),
-        "vector": np.broadcast_to(batch["empty_vector"], (4, 16)),
+    monkeypatch.setattr(losses, "apply", answer)
+    return seen
+
+
+def diffusion_batch(count, std=0.0):
+    return {
+        "mean": jax.random.normal(jax.random.key(9), (count, 8, 8, 4)),
+        "std": jnp.full((count, 8, 8, 4), std),
+        "context": jnp.ones((count, 6, 32), jnp.float16),
+        "vector": jnp.ones((count, 16)),
+        "empty_context": jnp.zeros((6, 32), jnp.float16),
+        "empty_vector": jnp.zeros(16),
     }
-    always, never = value(1.0), value(0.0)
-    assert always == pytest.approx(value(0.0, **empty), rel=1e-6)
-    assert always != pytest.approx(never, rel=1e-4)
+
+
+@pytest.mark.parametrize("drop", [0.0, 0.25, 1.0])
+def test_captions_are_dropped_whole_and_as_often_as_asked(calls, drop):
+    loss = latent_diffusion_loss(tiny.UNET, SCHEDULE, gamma=5.0, drop=drop)
+    loss({}, diffusion_batch(400), jax.random.key(0))
+    _, _, context, vector = calls[0]
+    assert context.dtype == jnp.float32
+    kept = context.mean((1, 2))
+    assert set(np.unique(kept)) <= {0.0, 1.0}
+    np.testing.assert_array_equal(kept, vector.mean(1))
+    assert kept.mean().item() == pytest.approx(1 - drop, abs=0.07 if 0 < drop < 1 else 0)
+
+
+def test_times_cover_the_schedule_evenly_and_noise_fits_them(calls):
+    loss = latent_diffusion_loss(tiny.UNET, SCHEDULE, gamma=5.0, drop=0.1)
+    batch = diffusion_batch(100)
+    value, metrics = loss({}, batch, jax.random.key(0))
+    x, times, _, _ = calls[0]
+    np.testing.assert_array_equal(times // 10, np.arange(100))  # one of each ten
+    assert times.dtype == jnp.float32 and len(np.unique(times % 10)) == 10
+    alpha_bar = jnp.asarray(alpha_bars(SCHEDULE), jnp.float32)[times.astype(int)]
+    ab = alpha_bar[:, None, None, None]
+    noise = (x - jnp.sqrt(ab) * batch["mean"]) / jnp.sqrt(1 - ab)
+    late = noise[50:]
+    assert abs(late.mean()) < 0.03 and abs(late.std() - 1) < 0.03
+    # An answer of 0 leaves the whole of v = a eps - s x0.
+    wanted = jnp.mean((jnp.sqrt(ab) * noise - jnp.sqrt(1 - ab) * batch["mean"]) ** 2, (1, 2, 3))
+    weight = min_snr_weight(alpha_bar, 5.0, "v")
+    assert value.item() == pytest.approx(jnp.mean(weight * wanted).item(), rel=1e-3)
+    assert metrics["squared_error"].item() == pytest.approx(wanted.mean().item(), rel=1e-3)
+
+
+def test_latents_are_drawn_from_their_posterior(calls):
+    loss = latent_diffusion_loss(tiny.UNET, SCHEDULE, gamma=5.0, drop=0.1)
+    batch = diffusion_batch(100, std=0.5)
+    loss({}, batch, jax.random.key(0))
+    drawn = calls[0][0][:2] - batch["mean"][:2]  # hardly any noise yet
+    assert drawn.std().item() == pytest.approx(0.5, rel=0.15)

@@ -11,6 +11,7 @@ from sdjax.training.state import (
     learning_rate,
     make_optimizer,
     make_step,
+    step_key,
     update_average,
 )
 
@@ -126,7 +127,7 @@ def test_randomness_comes_from_the_seed_and_the_step():
     first, again, other = run(0, 3)[0], run(0, 3)[0], run(1, 3)[0]
     assert first == again
     assert len({*first, *other}) == 6
-    key = jax.random.fold_in(jax.random.key(0), 2)
+    key = step_key(0, 2)
     assert first[2] == jax.random.uniform(key).item()
 
 
