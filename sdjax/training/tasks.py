@@ -290,9 +290,9 @@ def latent_diffusion_task(
 
 
 RECIPES = {
-    "clip": Recipe(steps=1000, batch=128, learning_rate=1e-3, weight_decay=0.1),
+    "clip": Recipe(steps=900, batch=128, learning_rate=1e-3, weight_decay=0.1),
     "autoencoder": Recipe(steps=4000, batch=8, learning_rate=1e-3, weight_decay=0.0),
-    "latent-diffusion": Recipe(steps=8000, batch=48, learning_rate=7e-4),
+    "latent-diffusion": Recipe(steps=7700, batch=48, learning_rate=1.2e-3),
 }
 """How the bundled models were trained; `sdjax train` starts from these."""
 
