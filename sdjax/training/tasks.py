@@ -12,13 +12,11 @@ from PIL import Image
 from sdjax import config, presets
 from sdjax.data import emoji
 from sdjax.denoisers.unet import UNet
-from sdjax.diffusion.guidance import guide_doubled
-from sdjax.diffusion.loop import image_keys, initial_noise, sample
-from sdjax.diffusion.schedule import sampling_plan
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.clip_image import ClipImage
 from sdjax.image.preprocess import grid, to_pixels
 from sdjax.nn.functional import Params, apply, init_params
+from sdjax.pipelines.stable_diffusion import Defaults, Pipeline
 from sdjax.text.clip_text import ClipText
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.training.loop import Task, stream
@@ -27,7 +25,6 @@ from sdjax.training.losses import (
     autoencoder_loss,
     clip_loss,
     latent_diffusion_loss,
-    random_shift,
     to_float,
 )
 from sdjax.training.state import Recipe
@@ -154,12 +151,9 @@ def encode_captions(
 
 
 def encode_latents(
-    model: config.Autoencoder, params: Params, images: np.ndarray, copies: int, seed: int
+    model: config.Autoencoder, params: Params, images: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scaled posterior mean and standard deviation, float16 [copies, images, h, w, c].
-
-    Copy 0 is the image itself, the others are shifted at random.
-    """
+    """Scaled posterior mean and standard deviation of pictures, float16 [images, h, w, c]."""
     network = Autoencoder(model)
 
     @jax.jit
@@ -168,21 +162,29 @@ def encode_latents(
         std = jnp.exp(0.5 * posterior.logvar)
         return posterior.mean * model.scaling_factor, std * model.scaling_factor
 
-    shift = jax.jit(lambda pixels, key: random_shift(pixels, key, SHIFT))
     means, stds = [], []
-    for copy in range(copies):
-        for start in range(0, len(images), 128):
-            pixels = images[start : start + 128]
-            pad = 128 - len(pixels)
-            padded = np.concatenate([pixels, np.zeros((pad, *pixels.shape[1:]), np.uint8)])
-            if copy > 0:
-                key = jax.random.fold_in(jax.random.key(seed), copy * len(images) + start)
-                padded = shift(padded, key)
-            mean, std = encode(params, padded)
-            means.append(np.asarray(mean, np.float16)[: len(pixels)])
-            stds.append(np.asarray(std, np.float16)[: len(pixels)])
-    shape = (copies, len(images), *means[0].shape[1:])
-    return np.concatenate(means).reshape(shape), np.concatenate(stds).reshape(shape)
+    for start in range(0, len(images), 128):
+        pixels = images[start : start + 128]
+        empty = np.zeros((128 - len(pixels), *pixels.shape[1:]), np.uint8)
+        mean, std = encode(params, np.concatenate([pixels, empty]))
+        means.append(np.asarray(mean, np.float16)[: len(pixels)])
+        stds.append(np.asarray(std, np.float16)[: len(pixels)])
+    return np.concatenate(means), np.concatenate(stds)
+
+
+def draw_captions(data: emoji.EmojiSet, variants: int, seed: int) -> tuple[list[str], np.ndarray]:
+    """Captions to train with: (texts, rows int [images, variants] of texts).
+
+    Text 0 is the empty one; an image's first caption is the canonical one, the others are random.
+    """
+    rng = np.random.default_rng((CAPTION_VARIANTS, seed))
+    drawn = [
+        [canonical] + [emoji.random_caption(rng, c, s, data.tags[c]) for _ in range(variants - 1)]
+        for canonical, c, s in zip(data.captions(), data.concepts, data.styles, strict=True)
+    ]
+    texts = ["", *sorted({text for row in drawn for text in row})]
+    row_of = {text: i for i, text in enumerate(texts)}
+    return texts, np.array([[row_of[text] for text in row] for row in drawn])
 
 
 def latent_diffusion_task(
@@ -193,89 +195,67 @@ def latent_diffusion_task(
     autoencoder_folder: Path,
     *,
     variants: int = 6,
-    copies: int = 1,
     gamma: float = 5.0,
     drop: float = 0.1,
 ) -> Task:
     """Denoising in the latent space of a trained autoencoder, told by a trained, frozen CLIP.
 
-    Latents (`copies` shifted versions) and captions (`variants` an image) are encoded once.
+    Latents and captions (`variants` an image) are encoded once.
     """
     clip_parts, clip_model = load_model(clip_folder)
     clip = from_json(config.Clip, clip_model["config"])
     autoencoder_parts, autoencoder_model = load_model(autoencoder_folder)
     autoencoder = from_json(config.Autoencoder, autoencoder_model["config"])
-    vocabulary = tuple(clip_model["vocabulary"])
-    tokenizer = Tokenizer(clip.text.context_length, clip.text.pad, vocabulary)
     data = emoji.load("train", presets.MINI_STYLES)
-    system = config.StableDiffusion(clip.text, autoencoder, model, schedule, data.images.shape[1])
-
-    rng = np.random.default_rng((CAPTION_VARIANTS, recipe.seed))
-    drawn = [
-        [canonical] + [emoji.random_caption(rng, c, s, data.tags[c]) for _ in range(variants - 1)]
-        for canonical, c, s in zip(data.captions(), data.concepts, data.styles, strict=True)
-    ]
-    unique = ["", *sorted({text for row in drawn for text in row})]
-    row_of = {text: i for i, text in enumerate(unique)}
-    caption_rows = np.array([[row_of[text] for text in row] for row in drawn])
-    hidden, pooled = encode_captions(clip.text, clip_parts["text"], tokenizer, unique)
-    means, stds = encode_latents(
-        autoencoder, autoencoder_parts["autoencoder"], data.images, copies, recipe.seed
+    pipe = Pipeline(
+        name="in training",
+        config=config.StableDiffusion(
+            clip.text, autoencoder, model, schedule, image_size=data.images.shape[1]
+        ),
+        params={**clip_parts, **autoencoder_parts},
+        tokenizer=Tokenizer(clip.text.context_length, clip.text.pad, clip_model["vocabulary"]),
+        defaults=Defaults(steps=30, guidance=3.0, sampler="ddim", spacing="trailing"),
+        styles=presets.MINI_STYLES,
     )
+    texts, caption_rows = draw_captions(data, variants, recipe.seed)
+    hidden, pooled = encode_captions(clip.text, clip_parts["text"], pipe.tokenizer, texts)
+    means, stds = encode_latents(autoencoder, autoencoder_parts["autoencoder"], data.images)
+    shown = [data.captions()[i] for i in stream(len(data.images), 16, 0, seed=99)]
 
     def init(key: jax.Array) -> Params:
-        size = data.images.shape[1] // autoencoder.factor
-        x = jnp.zeros((1, size, size, model.in_channels))
-        context = jnp.zeros((1, clip.text.context_length, model.context_dim))
+        x = jnp.zeros((1, *means.shape[1:]))
+        context = jnp.zeros((1, *hidden.shape[1:]))
         vector = None if model.vector_dim is None else jnp.zeros((1, model.vector_dim))
         return init_params(UNet(model), key, x, jnp.zeros(1), context, vector)
 
     def batch(step: int) -> dict[str, Any]:
         index = stream(len(data.images), recipe.batch, step, recipe.seed)
         rng = np.random.default_rng((VARIANT_CHOICE, recipe.seed, step))
-        copy = rng.integers(copies, size=recipe.batch)
         # Half of the time the plain caption, which is what people type.
         variant = rng.integers(variants, size=recipe.batch) * rng.integers(2, size=recipe.batch)
         rows = caption_rows[index, variant]
         return {
-            "mean": means[copy, index].astype(np.float32),
-            "std": stds[copy, index].astype(np.float32),
+            "mean": means[index].astype(np.float32),
+            "std": stds[index].astype(np.float32),
             "context": hidden[rows],
             "vector": pooled[rows],
             "empty_context": hidden[0],
             "empty_vector": pooled[0],
         }
 
-    shown = [row_of[data.captions()[i]] for i in stream(len(data.images), 16, 0, 99)]
-    plan = sampling_plan(schedule, 20, 20, "trailing")
-
-    @jax.jit
-    def draw(params: Params, decoder: Params, context: jax.Array, vector: jax.Array) -> jax.Array:
-        keys = image_keys(jnp.arange(len(shown)))
-
-        def denoise(x: jax.Array, t: jax.Array) -> jax.Array:
-            double = (jnp.tile(x, (2, 1, 1, 1)), jnp.tile(t, 2), context, vector)
-            return guide_doubled(apply(UNet(model), params, *double), jnp.asarray(3.0))
-
-        x = initial_noise(keys, means.shape[2:])
-        x, _ = sample(denoise, plan, x, keys, sampler="ddim", prediction=schedule.prediction)
-        return apply(Autoencoder(autoencoder), decoder, x, method="decode")
-
     def preview(params: Params) -> Image.Image:
-        rows = np.array([0] * len(shown) + shown)
-        context = hidden[rows].astype(np.float32)
-        images = draw(params, autoencoder_parts["autoencoder"], context, pooled[rows])
-        return grid(to_pixels(images), columns=8)
+        drawing = replace(pipe, params={**pipe.params, "unet": params})
+        return drawing(shown, seed=range(len(shown))).grid(columns=8)
 
     def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
         described = {
             "kind": "stable-diffusion",
             "name": folder.parent.name,
-            "defaults": {"steps": 30, "guidance": 3.0, "sampler": "ddim", "spacing": "trailing"},
-            "styles": list(presets.MINI_STYLES),
-            "config": to_json(system),
+            "defaults": to_json(pipe.defaults),
+            "styles": list(pipe.styles),
+            "config": to_json(pipe.config),
             "clip": to_json(clip),
-            "vocabulary": list(vocabulary),
+            "vocabulary": clip_model["vocabulary"],
             "logit_scale": clip_model["logit_scale"],
             "training": {
                 "clip": clip_model["training"],
@@ -283,8 +263,7 @@ def latent_diffusion_task(
                 "latent-diffusion": {**facts, "gamma": gamma, "drop": drop},
             },
         }
-        components = {**clip_parts, **autoencoder_parts, "unet": params}
-        save_model(folder, components, described, "float16")
+        save_model(folder, {**pipe.params, "unet": params}, described, "float16")
 
     return Task(init, latent_diffusion_loss(model, schedule, gamma, drop), batch, preview, export)
 

@@ -1,0 +1,75 @@
+import numpy as np
+import pytest
+
+from sdjax import presets, viz
+from sdjax.diffusion.schedule import make_plan, trailing_timesteps
+from sdjax.image.preprocess import grid
+from sdjax.pipelines.images import Images
+
+
+def pictures(count):
+    """Of few colours, so that none is lost."""
+    palette = np.array([[0, 0, 0], [200, 30, 40], [90, 120, 255]], np.uint8)
+    return palette[np.random.default_rng(0).integers(0, 3, (count, 64, 64))]
+
+
+def pixels_of(picture):
+    return np.asarray(picture.convert("RGB"))
+
+
+def test_a_grid_shows_every_pixel_enlarged():
+    pixels = pictures(5)
+    shown = pixels_of(viz.show_grid(pixels, columns=3))
+    np.testing.assert_array_equal(shown, np.asarray(grid(pixels, 3, viz.GAP, 2)))
+
+
+def test_titles_are_beside_the_pictures():
+    pixels = pictures(4)
+    bare = pixels_of(viz.show_grid(pixels, columns=2))
+    titled = pixels_of(viz.show_grid(pixels, ["a", "b"], 2, ["above", "below"]))
+    height, width = bare.shape[:2]
+    np.testing.assert_array_equal(titled[-height:, -width:], bare)
+    above, beside = titled[:-height, -width:], titled[-height:, :-width]
+    assert (above < 128).any() and (beside < 128).any()
+
+
+def test_pillow_images_are_shown_as_well():
+    pixels = pictures(2)
+    images = Images.from_pixels(pixels, [{}, {}])
+    np.testing.assert_array_equal(
+        pixels_of(viz.show_grid(images)), pixels_of(viz.show_grid(pixels))
+    )
+
+
+def test_a_wrong_number_of_titles_is_refused():
+    with pytest.raises(ValueError, match="3 titles for a grid of 2 rows, 2 columns"):
+        viz.show_grid(pictures(4), ["a", "b", "c"], 2)
+    with pytest.raises(ValueError, match="1 row_titles"):
+        viz.show_grid(pictures(4), columns=2, row_titles=["a"])
+
+
+def test_a_trajectory_is_a_row_of_what_is_and_a_row_of_what_is_expected():
+    noisy, predicted = pictures(6)[:3], pictures(6)[3:]
+    shown = pixels_of(viz.show_trajectory(noisy, predicted, [1, 15, 30]))
+    wanted = np.asarray(grid(pictures(6), 3, viz.GAP, 2))
+    height, width = wanted.shape[:2]
+    np.testing.assert_array_equal(shown[-height:, -width:], wanted)
+
+
+def test_a_schedule_marks_the_times_visited():
+    schedule = presets.MINI_SCHEDULE
+    plan = make_plan(schedule, trailing_timesteps(schedule, 30), max_steps=50)
+    without = pixels_of(viz.show_schedule(schedule))
+    marked = pixels_of(viz.show_schedule(schedule, plan))
+
+    def black_in_the_lower_right(pixels):  # where the curves are far from text and axes
+        return (pixels[150:195, 300:440].max(axis=-1) < 60).sum()
+
+    assert black_in_the_lower_right(without) == 0
+    assert black_in_the_lower_right(marked) > 20
+
+
+def test_figures_are_small_enough_to_be_stored():
+    picture = viz.show_grid(np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8))
+    assert picture.mode == "P"
+    assert len(picture.getcolors()) <= viz.COLOURS
