@@ -18,11 +18,11 @@ from sdjax import config
 from sdjax.data import emoji
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.clip_image import ClipImage, unit
+from sdjax.image.preprocess import to_float
 from sdjax.nn.functional import apply
 from sdjax.pipelines.load import load, model_folder
 from sdjax.pipelines.stable_diffusion import Pipeline
 from sdjax.text.clip_text import ClipText, end_positions
-from sdjax.training.losses import to_float
 from sdjax.weights.config_json import from_json
 from sdjax.weights.files import load_model
 

@@ -1,5 +1,6 @@
 """Arrays <-> Pillow images, and grids."""
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 from PIL import Image
@@ -11,6 +12,11 @@ def to_pixels(
     """Float images in [-1, 1] (values outside are clipped) to uint8 [0, 255], rounded."""
     values = np.clip(np.asarray(images, np.float32), -1.0, 1.0)
     return np.round((values + 1.0) * 127.5).astype(np.uint8)
+
+
+def to_float(pixels: UInt8[Array, "*any"] | UInt8[np.ndarray, "*any"]) -> Float[Array, "*any"]:
+    """uint8 [0, 255] to float32 [-1, 1]: the inverse of `to_pixels`."""
+    return jnp.asarray(pixels).astype(jnp.float32) / 127.5 - 1.0
 
 
 def grid(

@@ -6,7 +6,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, UInt8
 
 from sdjax import config
 from sdjax.denoisers.unet import UNet
@@ -15,17 +15,13 @@ from sdjax.diffusion.parameterization import target
 from sdjax.diffusion.schedule import add_noise, alpha_bars
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.clip_image import ClipImage, unit
+from sdjax.image.preprocess import to_float
 from sdjax.nn.functional import Params, apply
 from sdjax.text.clip_text import ClipText
 from sdjax.training.state import Loss, Metrics
 
 MAX_LOGIT_SCALE = float(np.log(100.0))
 """CLIP clips its temperature so that logits never grow beyond 100 (arXiv 2103.00020, 2.5)."""
-
-
-def to_float(pixels: UInt8[Array, "..."]) -> Float[Array, "..."]:
-    """uint8 [0, 255] to float32 [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
 def random_shift(

@@ -14,7 +14,7 @@ from sdjax.data import emoji
 from sdjax.denoisers.unet import UNet
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.clip_image import ClipImage
-from sdjax.image.preprocess import grid, to_pixels
+from sdjax.image.preprocess import grid, to_float, to_pixels
 from sdjax.nn.functional import Params, apply, init_params
 from sdjax.pipelines.stable_diffusion import Defaults, Pipeline
 from sdjax.text.clip_text import ClipText
@@ -25,7 +25,6 @@ from sdjax.training.losses import (
     autoencoder_loss,
     clip_loss,
     latent_diffusion_loss,
-    to_float,
 )
 from sdjax.training.state import Recipe
 from sdjax.weights.config_json import from_json, to_json

@@ -12,8 +12,9 @@ import tiny_models as tiny
 from sdjax import config
 from sdjax.diffusion.losses import min_snr_weight
 from sdjax.diffusion.schedule import alpha_bars
+from sdjax.image.preprocess import to_float
 from sdjax.training import losses
-from sdjax.training.losses import clip_loss, latent_diffusion_loss, random_shift, to_float
+from sdjax.training.losses import clip_loss, latent_diffusion_loss, random_shift
 from sdjax.training.state import Recipe, init_state, make_step
 
 CLIP = config.Clip(tiny.text_tower(20, 6), tiny.IMAGE_TOWER)
