@@ -14,7 +14,7 @@ TRAINED_PARTS = ("clip", "autoencoder", "latent-diffusion")
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sdjax", description="Text-to-image systems in JAX.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
+    commands = parser.add_subparsers(dest="command", metavar="command")
     _add_imagine(commands)
     _add_train(commands)
     evaluate = commands.add_parser("evaluate", help="measure a model on held-out captions")
@@ -23,32 +23,37 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--steps", type=int)
     evaluate.add_argument("--guidance", type=float)
-    evaluate.add_argument("-o", "--out", type=Path, default=Path("evaluation.json"))
+    out = Path("evaluation.json")
+    evaluate.add_argument("-o", "--out", type=Path, default=out, help=f"JSON ({out})")
     evaluate.set_defaults(run=_evaluate)
     return parser
 
 
 def _add_imagine(commands: argparse._SubParsersAction) -> None:
     imagine = commands.add_parser("imagine", help="draw pictures of a text")
-    imagine.add_argument("prompt", help='for example "a red apple, 3d style"')
+    imagine.add_argument(
+        "prompt", help='for example "a red apple, 3d style"; mini draws noto, twemoji, flat and 3d'
+    )
     imagine.add_argument("-n", type=int, default=4, help="pictures, seeds counting up (4)")
     imagine.add_argument("--model", default="mini", help="bundled name or folder (mini)")
     imagine.add_argument("--seed", type=int, default=0, help="of the first picture (0)")
-    imagine.add_argument("--steps", type=int, help="denoising steps")
-    imagine.add_argument("--guidance", type=float, help="how closely to follow the text; 1 is off")
+    imagine.add_argument("--steps", type=int, help="denoising steps (the model's own: 30 for mini)")
+    imagine.add_argument("--guidance", type=float, help="pull of the text; 1 is none (3 for mini)")
     imagine.add_argument("--negative", default="", help="what to keep away from")
     imagine.add_argument("--size", type=_size, help="pixels: 64 or HEIGHTxWIDTH")
     imagine.add_argument("--sampler", help="ddim or ddpm")
     imagine.add_argument("--eta", type=float, default=0.0, help="noise in ddim, 0 to 1 (0)")
     imagine.add_argument("--scale", type=int, default=4, help="enlarge the grid's pixels (4)")
-    imagine.add_argument("-o", "--out", type=Path, default=Path("imagine.png"))
+    out = Path("imagine.png")
+    imagine.add_argument("-o", "--out", type=Path, default=out, help=f"a PNG ({out})")
     imagine.set_defaults(run=_imagine)
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser("train", help="train a part from scratch on the emoji pictures")
-    train.add_argument("part", choices=TRAINED_PARTS)
-    train.add_argument("--preset", default="mini")
+    order = "clip and autoencoder first; latent-diffusion, the UNet, needs both"
+    train.add_argument("part", choices=TRAINED_PARTS, help=order)
+    train.add_argument("--preset", default="mini", help="sizes of the networks (mini)")
     train.add_argument("--out", type=Path, required=True, help="folder of the run")
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
     train.add_argument("--steps", type=int, help="steps in all; may grow or shrink on resuming")
@@ -144,11 +149,18 @@ def _keep_compilations() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input is one line on standard error and exit status 2."""
-    args = _parser().parse_args(arguments)
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    if args.command is None:
+        parser.print_help()
+        return 0
     _keep_compilations()
     try:
-        with warnings.catch_warnings(record=True) as caught:
+        with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda message, *_: print(
+                f"sdjax {args.command}: note: {message}", file=sys.stderr
+            )
             args.run(args)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"sdjax {args.command}: {error}", file=sys.stderr)
@@ -156,8 +168,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stop:
         print(f"\nsdjax {args.command}: {stop or 'interrupted'}", file=sys.stderr)
         return 130
-    for warning in caught:
-        print(f"sdjax {args.command}: note: {warning.message}", file=sys.stderr)
     return 0
 
 

@@ -36,6 +36,11 @@ def test_imagine_draws_a_grid_of_four_and_says_where(model, tmp_path, capsys):
         assert image.text["parameters"].startswith("a red cat, flat style\nSteps: 3, ")
 
 
+def test_no_command_shows_the_help(capsys):
+    assert main([]) == 0
+    assert "imagine" in capsys.readouterr().out
+
+
 def test_imagine_takes_every_option(model, tmp_path):
     options = "-n 1 --steps 2 --guidance 2 --negative dog --sampler ddpm --scale 1 -o one.png"
     command = ["imagine", "a cat", "--model", model, "--size", "8x16", "--eta", "0.5"]

@@ -51,13 +51,33 @@ def test_what_was_saved_is_loaded(pipe, saved):
     assert load(str(saved)).config == pipe.config
 
 
-def test_a_model_without_styles_or_vocabulary_takes_any_word(folder):
+def change_model_json(folder, change):
     described = json.loads((folder / "model.json").read_text())
-    del described["styles"], described["vocabulary"]
+    change(described)
     (folder / "model.json").write_text(json.dumps(described))
-    loaded = load(folder)
-    assert loaded.styles == ()
-    assert loaded.tokenizer.vocab_size == 49408
+
+
+def test_a_model_without_styles_takes_any(folder):
+    change_model_json(folder, lambda model: model.pop("styles"))
+    assert load(folder).styles == ()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda m: m.pop("vocabulary"), "the vocabulary has 49408 ids, the text tower 14 rows"),
+        (lambda m: m.pop("config"), r"model\.json lacks config"),
+        (lambda m: m["defaults"].update(colour="red"), "unknown fields: colour"),
+        (lambda m: m["sha256"].pop("unet.safetensors"), r"has no unet\.safetensors"),
+        (lambda m: m["config"]["unet"].update(res_blocks=2), "unet does not fit its config"),
+        (lambda m: m["config"]["unet"].update(heads=[1, 3]), "do not split into 3 heads"),
+        (lambda m: m["config"]["schedule"].update(prediction="epsilon"), "must be one of eps, v"),
+    ],
+)
+def test_weights_that_do_not_fit_the_description_are_refused(folder, change, message):
+    change_model_json(folder, change)
+    with pytest.raises(ValueError, match=message):
+        load(folder)
 
 
 def test_bundled_models_go_by_name():

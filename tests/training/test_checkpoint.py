@@ -64,14 +64,13 @@ def test_a_step_already_stored_is_left_alone(checkpoints):
     assert_same(checkpoints.restore(state_at(0)), state_at(4))
 
 
-def test_half_written_folders_are_ignored_and_removed(checkpoints, folder):
+def test_half_written_folders_are_ignored(checkpoints, folder):
     checkpoints.save(state_at(4))
     half = folder / "checkpoints" / "6.orbax-checkpoint-tmp"
     (half / "default").mkdir(parents=True)
     (half / "default" / "manifest.ocdbt").write_bytes(b"half")
     again = Checkpoints(folder)
     assert again.latest() == 4
-    assert not half.exists()
     assert_same(again.restore(state_at(0)), state_at(4))
     again.save(state_at(6))
     assert again.latest() == 6
