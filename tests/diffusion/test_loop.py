@@ -96,8 +96,6 @@ def test_the_trajectory_holds_every_padded_step():
     final, (xs, x0s) = run(WEIGHT, plan_of(6, 8), x, keys, 0.0)
     assert xs.shape == x0s.shape == (8, 2, *SHAPE)
     np.testing.assert_array_equal(xs[5:], jnp.stack([final] * 3))
-    x, nothing = sample(lambda x, t: x, plan_of(1, 1), x, keys, sampler="ddim", prediction="x0")
-    assert nothing is None
 
 
 def test_only_shapes_and_names_make_a_new_program():
@@ -106,7 +104,7 @@ def test_only_shapes_and_names_make_a_new_program():
     @jax.jit
     def guided(plan, x, keys, scale, eta):
         traces.append(x.shape)
-        return sample(
+        final, trajectory = sample(
             lambda x, t: scale * network(WEIGHT, x, t),
             plan,
             x,
@@ -114,7 +112,9 @@ def test_only_shapes_and_names_make_a_new_program():
             sampler="ddim",
             prediction="eps",
             eta=eta,
-        )[0]
+        )
+        assert trajectory is None  # not asked for
+        return final
 
     results = []
     for steps, scale, eta, seeds in [
@@ -126,15 +126,15 @@ def test_only_shapes_and_names_make_a_new_program():
         results.append(guided(plan_of(steps, 8), x, keys, jnp.float32(scale), jnp.float32(eta)))
     assert traces == [(2, *SHAPE)]
     assert not np.allclose(results[0], results[1])
-    guided(plan_of(5, 8), *start([0, 1, 2]), jnp.float32(1), jnp.float32(0))
+    jax.eval_shape(guided, plan_of(5, 8), *start([0, 1, 2]), jnp.float32(1), jnp.float32(0))
     assert len(traces) == 2
 
 
 @EVERY_MODE
 def test_an_image_does_not_know_its_batch(sampler, eta):
-    x, keys = start([10, 11, 12])
+    x, keys = start([10, 11])
     together, _ = run(WEIGHT, plan_of(6, 8), x, keys, eta, sampler=sampler)
-    for i, seed in enumerate([10, 11, 12]):
+    for i, seed in enumerate([10, 11]):
         x, keys = start([seed])
         alone, _ = run(WEIGHT, plan_of(6, 8), x, keys, eta, sampler=sampler)
         np.testing.assert_allclose(alone[0], together[i], rtol=1e-5, atol=1e-6)

@@ -24,6 +24,13 @@ from sdjax.training.state import Recipe, make_step
 from sdjax.weights.files import load_model
 
 STEPS = 24
+CACHED_STEP = cache(make_step)
+
+
+@pytest.fixture(autouse=True)
+def compile_once(monkeypatch):
+    """Runs of one recipe share their compiled step; other processes still compile their own."""
+    monkeypatch.setattr(loop, "make_step", CACHED_STEP)
 
 
 def run(out, before=lambda step: None, *, steps=STEPS, scale=lambda step: 1.0, **options):
@@ -290,8 +297,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
 # A real network
 
 
-def test_a_small_autoencoder_learns_and_resumes_bit_for_bit(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "make_step", cache(make_step))  # compiled once for three runs
+def test_a_small_autoencoder_learns_and_resumes_bit_for_bit(tmp_path):
     model = tiny_models.AUTOENCODER
     recipe = Recipe(steps=20, batch=4, learning_rate=3e-3, warmup=2, seed=1)
     pixels = np.random.default_rng(0).integers(0, 256, (4, 1, 1, 3), np.uint8)
