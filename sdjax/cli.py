@@ -1,4 +1,4 @@
-"""`sdjax imagine | train | evaluate`: the command line."""
+"""`sdjax imagine | caption | models | train | evaluate`: the command line."""
 
 import argparse
 import json
@@ -16,6 +16,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sdjax", description="Text-to-image systems in JAX.")
     commands = parser.add_subparsers(dest="command", metavar="command")
     _add_imagine(commands)
+    _add_caption(commands)
+    models = commands.add_parser("models", help="list the models that sdjax can build")
+    models.add_argument("--json", action="store_true", help="as JSON, with every fact")
+    models.set_defaults(run=_models)
     _add_train(commands)
     evaluate = commands.add_parser("evaluate", help="measure a model on held-out captions")
     evaluate.add_argument("model", nargs="?", default="mini", help="bundled name or folder")
@@ -47,6 +51,25 @@ def _add_imagine(commands: argparse._SubParsersAction) -> None:
     out = Path("imagine.png")
     imagine.add_argument("-o", "--out", type=Path, default=out, help=f"a PNG ({out})")
     imagine.set_defaults(run=_imagine)
+
+
+def _add_caption(commands: argparse._SubParsersAction) -> None:
+    caption = commands.add_parser(
+        "caption",
+        help="rank captions for an image, or images for a caption",
+        usage="sdjax caption IMAGE [IMAGE ...] TEXT [TEXT ...] [--model MODEL] [--json]",
+        description="One text ranks the images; several texts are ranked for each image.",
+    )
+    caption.add_argument("image", metavar="IMAGE", help="a PNG, JPEG or WebP file")
+    caption.add_argument(
+        "more",
+        metavar="IMAGE or TEXT",
+        nargs="+",
+        help="what is the name of a file or ends like one (.png) is an image, the rest are texts",
+    )
+    caption.add_argument("--model", default="mini", help="a CLIP: bundled name or folder (mini)")
+    caption.add_argument("--json", action="store_true", help="as JSON")
+    caption.set_defaults(run=_caption)
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -100,6 +123,49 @@ def _imagine(args: argparse.Namespace) -> None:
     save_png(images.grid(scale=args.scale), args.out)
     what = "picture" if len(images) == 1 else "pictures"
     print(f"{len(images)} {what} of {args.prompt!r}: {args.out.resolve()}")
+
+
+def _caption(args: argparse.Namespace) -> None:
+    from sdjax.pipelines.clip import load_clip
+
+    named = [item for item in args.more if Path(item).is_file() or _is_image_name(item)]
+    images, texts = [args.image, *named], [item for item in args.more if item not in named]
+    if not texts:
+        raise ValueError("no text to compare with: write a caption after the images")
+    clip = load_clip(args.model)
+    cosines = clip.cosines(images, texts)
+    if len(texts) == 1:  # which image fits the text?
+        rows = [(match.item, texts[0], match) for match in clip.rank(images, cosines[:, 0])]
+    else:
+        rows = [
+            (image, match.item, match)
+            for image, row in zip(images, cosines, strict=True)
+            for match in clip.rank(texts, row)
+        ]
+    if args.json:
+        fields = [
+            {"image": i, "text": t, "cosine": m.cosine, "probability": m.probability}
+            for i, t, m in rows
+        ]
+        print(json.dumps({"model": clip.name, "ranking": fields}, indent=2, ensure_ascii=False))
+        return
+    width = max(len("image"), *(len(image) for image in images))
+    print(f"cosine  probability  {'image':{width}}  text")
+    for image, text, match in rows:
+        print(f"{match.cosine:6.3f}  {match.probability:11.3f}  {image:{width}}  {text}")
+
+
+def _is_image_name(item: str) -> bool:
+    from PIL import Image
+
+    return Path(item).suffix.lower() in Image.registered_extensions()
+
+
+def _models(args: argparse.Namespace) -> None:
+    from sdjax.catalog import catalog, table
+
+    models = catalog()
+    print(json.dumps(models, indent=2, ensure_ascii=False) if args.json else table(models))
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -133,6 +133,8 @@ class UNet:
     heads: tuple[int, ...]  # attention heads of each level; the middle uses the last
     context_dim: int  # width of the text hidden states
     vector_dim: int | None = None  # width of a vector added to the time embedding; None: no such
+    labels: int | None = None  # rows of a table whose row is added to the time embedding; or None
+    cross_only: tuple[bool, ...] = ()  # levels whose first attention reads the text too; () is none
     norm_groups: int = 32
     projection: Literal["conv", "linear"] = "linear"  # how published files store 1x1 projections
 
@@ -143,6 +145,10 @@ class UNet:
             len(self.attention) == levels and len(self.heads) == levels,
             f"UNet: {levels} channels, {len(self.attention)} attention flags and "
             f"{len(self.heads)} heads must be as many",
+        )
+        _require(
+            len(self.cross_only) in (0, levels),
+            f"UNet: {levels} channels, but {len(self.cross_only)} flags in cross_only",
         )
         for channels, heads in zip(self.channels, self.heads, strict=True):
             _require(
@@ -189,14 +195,105 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class Depth:
+    """DPT-hybrid: a ResNet, a transformer and a decoder (Ranftl et al. 2021, arXiv 2103.13413)."""
+
+    image_size: int  # pixels of the square whose positions were learnt
+    stem_channels: int  # of the first convolution
+    stage_channels: tuple[int, ...]  # of the ResNet's three stages; the last feeds the transformer
+    stage_blocks: tuple[int, ...]  # bottlenecks of each stage
+    backbone_groups: int  # of the ResNet's group norms
+    dim: int
+    layers: int
+    heads: int
+    mlp_dim: int
+    taps: tuple[int, ...]  # the two transformer blocks, from 0, whose output the decoder reads
+    tap_channels: tuple[int, ...]  # of the two maps made of these outputs
+    fusion_channels: int  # of the decoder
+    layer_norm_epsilon: float  # 1e-6 in the original, 1e-12 in the hub's configuration
+
+    def __post_init__(self) -> None:
+        for field, count in [
+            ("stage_channels", 3),
+            ("stage_blocks", 3),
+            ("taps", 2),
+            ("tap_channels", 2),
+        ]:
+            values = getattr(self, field)
+            _require(len(values) == count, f"Depth: {field} must be {count} numbers, not {values}")
+        _require(
+            0 <= self.taps[0] < self.taps[1] < self.layers,
+            f"Depth: taps {self.taps} must rise and lie in [0, {self.layers})",
+        )
+        _require(
+            self.image_size % self.factor == 0,
+            f"Depth: image_size {self.image_size} is no multiple of {self.factor}",
+        )
+        _require(
+            self.dim % self.heads == 0,
+            f"Depth: dim {self.dim} is no multiple of heads {self.heads}",
+        )
+        # The narrowest norm is inside a bottleneck, a quarter of the width of its stage.
+        for channels in (self.stem_channels, *(c // 4 for c in self.stage_channels)):
+            _require(
+                channels % self.backbone_groups == 0,
+                f"Depth: {channels} channels do not split into {self.backbone_groups} groups",
+            )
+
+    @property
+    def patch_size(self) -> int:
+        """Pixels along one side of what becomes a token: the ResNet halves four times."""
+        return 16
+
+    @property
+    def factor(self) -> int:
+        """Image height and width must be multiples of this: a pixel of the coarsest map."""
+        return 32
+
+
+@dataclass(frozen=True)
+class SafetyChecker:
+    """Compares an image with concepts in CLIP's space (CompVis/stable-diffusion-safety-checker)."""
+
+    image: ImageTower
+    concepts: int
+    special_concepts: int  # one of them found makes all others easier to find
+
+    def __post_init__(self) -> None:
+        for field in ("concepts", "special_concepts"):
+            _require(
+                getattr(self, field) >= 1, f"SafetyChecker: {field} {getattr(self, field)} < 1"
+            )
+
+
+@dataclass(frozen=True)
+class ImageStatistics:
+    """Mean and spread of CLIP's image embeddings, by which stable unCLIP noises in unit scale."""
+
+    dim: int  # of the embedding
+
+
+Conditioning = Literal["text", "inpainting", "depth", "low-res", "image"]
+
+
+@dataclass(frozen=True)
 class StableDiffusion:
-    """A whole text-to-image system: what `sdjax.load` returns a pipeline for."""
+    """A whole system around one UNet: what `sdjax.load` returns a pipeline for.
+
+    What the UNet sees besides noisy latents and text is its `conditioning`: nothing; a mask and the
+    latents of the masked image; a depth map; a noisy small image; or the embedding of an image.
+    """
 
     text: TextTower
     autoencoder: Autoencoder
     unet: UNet
     schedule: Schedule
     image_size: int  # pixels the model was trained at
+    conditioning: Conditioning = "text"
+    depth: Depth | None = None  # where the conditioning is "depth"
+    image: ImageTower | None = None  # where the conditioning is "image"
+    condition_noise: Schedule | None = None  # of the small image or of the image embedding
+    safety: SafetyChecker | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -204,10 +301,32 @@ class StableDiffusion:
             f"StableDiffusion: the UNet reads text vectors of {self.unet.context_dim}, "
             f"the text tower writes {self.text.dim}",
         )
+        _require_choices(self)
+        latents = self.autoencoder.latent_channels
+        extra = {"inpainting": 1 + latents, "depth": 1, "low-res": self.autoencoder.image_channels}
+        wanted = latents + extra.get(self.conditioning, 0)
         _require(
-            self.unet.vector_dim in (None, self.text.projection_dim),
+            self.unet.in_channels == wanted,
+            f"StableDiffusion: with conditioning {self.conditioning!r} the UNet must read {wanted} "
+            f"channels, not {self.unet.in_channels}",
+        )
+        needed = {
+            "depth": self.conditioning == "depth",
+            "image": self.conditioning == "image",
+            "condition_noise": self.conditioning in ("low-res", "image"),
+        }
+        for field, need in needed.items():
+            _require(
+                (getattr(self, field) is not None) == need,
+                f"StableDiffusion: conditioning {self.conditioning!r} comes "
+                f"{'with' if need else 'without'} {field!r}",
+            )
+        # A noised image embedding goes in beside the sinusoid of its noise level.
+        vector = self.text.projection_dim if self.image is None else 2 * self.image.projection_dim
+        _require(
+            self.unet.vector_dim in (None, vector),
             f"StableDiffusion: the UNet's vector is {self.unet.vector_dim} wide, "
-            f"the text projection {self.text.projection_dim}",
+            f"what it would be given {vector}",
         )
         _require(
             self.unet.out_channels == self.autoencoder.latent_channels,
@@ -219,3 +338,17 @@ class StableDiffusion:
     def size_multiple(self) -> int:
         """Image height and width must be multiples of this many pixels."""
         return self.autoencoder.factor * self.unet.factor
+
+
+Config = (
+    StableDiffusion
+    | Clip
+    | Depth
+    | SafetyChecker
+    | UNet
+    | Autoencoder
+    | TextTower
+    | ImageTower
+    | ImageStatistics
+)
+"""Everything a checkpoint may hold: a whole system or one network."""

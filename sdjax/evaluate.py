@@ -4,9 +4,7 @@ A test caption is a (concept, style) pair that training never saw: the concept i
 styles, the style from other concepts.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -14,17 +12,13 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
-from sdjax import config
 from sdjax.data import emoji
 from sdjax.image.autoencoder import Autoencoder
-from sdjax.image.clip_image import ClipImage, unit
 from sdjax.image.preprocess import to_float
 from sdjax.nn.functional import apply
-from sdjax.pipelines.load import load, model_folder
+from sdjax.pipelines.clip import Clip, in_batches, load_clip
+from sdjax.pipelines.load import load
 from sdjax.pipelines.stable_diffusion import Pipeline
-from sdjax.text.clip_text import ClipText, end_positions
-from sdjax.weights.config_json import from_json
-from sdjax.weights.files import load_model
 
 CANDIDATES = 50
 """Concepts that a judge chooses among, the right one included."""
@@ -35,48 +29,6 @@ CHUNK = 50
 
 Pictures = UInt8[np.ndarray, "images height width 3"]
 Features = Float[np.ndarray, "images dim"]
-
-
-@dataclass(frozen=True, eq=False)
-class ClipJudge:
-    """The bundled CLIP: unit vectors of pictures and of captions."""
-
-    model: config.Clip
-    params: dict[str, Any]
-    pipe: Pipeline  # its tokenizer
-
-    def images(self, pictures: Pictures) -> Features:
-        """Unit image vectors [images, projection_dim]."""
-        params = self.params["image"]
-        return in_chunks(lambda x: embed_images(self.model.image, params, x), pictures)
-
-    def texts(self, captions: Sequence[str]) -> Features:
-        """Unit text vectors [captions, projection_dim]."""
-        tokens, end_id = self.pipe.tokenizer(captions), self.pipe.tokenizer.eot_id
-        params = self.params["text"]
-        return in_chunks(lambda x: embed_texts(self.model.text, params, x, end_id), tokens)
-
-
-@partial(jax.jit, static_argnums=0)
-def embed_images(tower: config.ImageTower, params: Any, pixels: jax.Array) -> jax.Array:
-    """Unit vectors of uint8 pictures."""
-    return unit(apply(ClipImage(tower), params, to_float(pixels)))
-
-
-@partial(jax.jit, static_argnums=(0, 3))
-def embed_texts(tower: config.TextTower, params: Any, tokens: jax.Array, end_id: int) -> jax.Array:
-    """Unit vectors of token rows."""
-    return unit(apply(ClipText(tower), params, tokens, end_positions(tokens, end_id)).pooled)
-
-
-def in_chunks(function: Callable[[Any], Any], rows: np.ndarray) -> np.ndarray:
-    """`function` over `CHUNK` rows at a time, the last chunk filled up by repeating its end."""
-    results = []
-    for start in range(0, len(rows), CHUNK):
-        chunk = rows[start : start + CHUNK]
-        full = np.concatenate([chunk, np.repeat(chunk[-1:], CHUNK - len(chunk), axis=0)])
-        results.append(np.asarray(function(full))[: len(chunk)])
-    return np.concatenate(results)
 
 
 def draw_candidates(concepts: Sequence[str], pool: Sequence[str], seed: int) -> list[list[str]]:
@@ -90,16 +42,16 @@ def draw_candidates(concepts: Sequence[str], pool: Sequence[str], seed: int) -> 
 
 
 def clip_retrieval(
-    judge: ClipJudge, pictures: Pictures, styles: Sequence[str], candidates: list[list[str]]
+    judge: Clip, pictures: Pictures, styles: Sequence[str], candidates: list[list[str]]
 ) -> float:
     """Share of pictures whose own caption is the nearest of the candidates', by CLIP."""
-    vectors = judge.images(pictures)
+    vectors = judge.image_embeddings(pictures)
     captions = [
         emoji.caption(concept, style)
         for row, style in zip(candidates, styles, strict=True)
         for concept in row
     ]
-    texts = judge.texts(captions).reshape(len(pictures), CANDIDATES, -1)
+    texts = judge.text_embeddings(captions).reshape(len(pictures), CANDIDATES, -1)
     return float(np.mean(np.einsum("nd,nkd->nk", vectors, texts).argmax(1) == 0))
 
 
@@ -199,7 +151,7 @@ def reconstruct(pipe: Pipeline, pictures: Pictures) -> Pictures:
         image = apply(network, params, scaled, method="decode")
         return jax.numpy.round((jax.numpy.clip(image, -1, 1) + 1) * 127.5).astype("uint8")
 
-    return in_chunks(lambda x: both_ways(pipe.params["autoencoder"], x), pictures)
+    return in_batches(lambda x: both_ways(pipe.params["autoencoder"], x), pictures, CHUNK)
 
 
 def generate(
@@ -227,10 +179,7 @@ def evaluate(
         ValueError: if fewer than `count` held-out captions exist, or the model has no CLIP.
     """
     pipe = load(model)
-    components, described = load_model(model_folder(model))
-    if "clip" not in described:
-        raise ValueError(f"{model} carries no CLIP to judge by")
-    judge = ClipJudge(from_json(config.Clip, described["clip"]), components, pipe)
+    judge = load_clip(model)
     words = list(pipe.styles)
     test, train = emoji.load("test", words), emoji.load("train", words)
     if not CANDIDATES <= count <= len(test):
@@ -243,9 +192,9 @@ def evaluate(
     everything = emoji.load("all")
     candidates = draw_candidates(concepts, sorted(set(everything.concepts)), seed)
 
-    train_features = judge.images(train.images)
+    train_features = judge.image_embeddings(train.images)
     probe = fit_style_probe(train_features, train.styles, words)
-    features = {"generated": judge.images(drawn), "real": judge.images(real)}
+    features = {"generated": judge.image_embeddings(drawn), "real": judge.image_embeddings(real)}
     rng = np.random.default_rng(seed)
     other = train_features[rng.choice(len(train_features), count, replace=False)]
     pictures = {"generated": drawn, "real": real}

@@ -30,6 +30,8 @@ Vectors = Float[Array, "batch _dim"]
 """One vector per example: an embedding."""
 Tokens = Int[Array, "batch tokens"]
 """Token ids."""
+Labels = Int[Array, " batch"]
+"""One whole number per example, such as a noise level: the row of a table."""
 Timesteps = Float[Array, " batch"]
 """Diffusion times in [0, train_steps), always float32."""
 Scalar = Float[Array, ""]

@@ -7,6 +7,7 @@ import tiny_pipeline
 from PIL import Image
 
 from sdjax.cli import main
+from sdjax.data import emoji
 from sdjax.pipelines.images import read_recipe
 
 
@@ -110,7 +111,7 @@ def test_train_refuses_in_one_line(options, message, tmp_path, capsys):
 
 def test_evaluate_refuses_before_it_works(model, capsys):
     assert main(["evaluate", model]) == 2
-    assert "carries no CLIP to judge by" in capsys.readouterr().err
+    assert "tiny carries no CLIP" in capsys.readouterr().err
     assert main(["evaluate", model, "-o", "no/such.json"]) == 2
     assert "there is no folder no" in capsys.readouterr().err
 
@@ -120,3 +121,81 @@ def test_recipe_is_json_with_the_version(model, tmp_path):
     with Image.open(tmp_path / "imagine.png") as image:
         stored = json.loads(image.text["sdjax"])
     assert stored["version"] and len(stored["images"]) == 1
+
+
+# Caption
+
+
+@pytest.fixture
+def drawings(tmp_path):
+    """Two held-out drawings and their captions."""
+    data = emoji.load("test")
+    chosen = [data.concepts.index(concept) for concept in ("red apple", "dog face")]
+    for name, i in zip(("apple.png", "dog.png"), chosen, strict=True):
+        Image.fromarray(data.images[i]).save(tmp_path / name)
+    return ["apple.png", "dog.png"], ["a red apple", "a dog face"]
+
+
+def test_captions_are_ranked_for_an_image(drawings, capsys):
+    (apple, _), (right, wrong) = drawings
+    assert main(["caption", apple, wrong, right]) == 0
+    head, first, second = capsys.readouterr().out.splitlines()
+    assert head.split() == ["cosine", "probability", "image", "text"]
+    assert first.endswith(f"{apple}  {right}") and second.endswith(wrong)
+    cosine, probability = map(float, first.split()[:2])
+    assert cosine > 0.4 and probability > 0.9
+
+
+def test_images_are_ranked_for_a_caption(drawings, capsys):
+    (apple, dog), (_, text) = drawings
+    assert main(["caption", apple, dog, text, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["model"] == "mini"
+    assert [row["image"] for row in found["ranking"]] == [dog, apple]
+    assert {row["text"] for row in found["ranking"]} == {text}
+    assert sum(row["probability"] for row in found["ranking"]) == pytest.approx(1)
+    assert main(["caption", apple, "a red apple", "--json"]) == 0  # one and one
+    assert json.loads(capsys.readouterr().out)["ranking"][0]["probability"] == 1
+
+
+def test_several_images_and_texts_are_ranked_image_by_image(drawings, capsys):
+    images, texts = drawings
+    assert main(["caption", *images, *texts]) == 0
+    rows = [line.split(maxsplit=3)[2:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert rows[0] == [images[0], texts[0]] and rows[2] == [images[1], texts[1]]
+    assert len(rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["none.png", "a cat"], "no image file none.png"),
+        (["apple.png", "none.png", "a cat"], "no image file none.png"),
+        (["text.txt", "a cat"], "text.txt is damaged or no image"),
+        (["cut.png", "a cat"], "cut.png is damaged or no image"),
+        (["apple.png", " "], "a text is empty"),
+        (["apple.png", "dog.png"], "no text to compare with"),
+        (["apple.png", "a cat", "--model", "nowhere"], "no model 'nowhere'"),
+        (["apple.png", "a cat", "--model", "TINY"], "tiny carries no CLIP"),
+    ],
+)
+def test_caption_refuses_in_one_line(arguments, message, drawings, model, tmp_path, capsys):
+    (tmp_path / "text.txt").write_text("not a picture")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "apple.png").read_bytes()[:300])
+    assert main(["caption", *(model if a == "TINY" else a for a in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("sdjax caption: ") and message in error
+    assert error.count("\n") == 1
+
+
+def test_models_are_listed(capsys, monkeypatch):
+    from sdjax import presets
+
+    monkeypatch.setattr(presets, "PUBLISHED", {"clip-vit-b-32": presets.CLIP_B_32})
+    assert main(["models"]) == 0
+    head, clip, mini = capsys.readouterr().out.splitlines()
+    assert head.startswith("model") and "parameters" in head
+    assert clip.split()[:2] == ["clip-vit-b-32", "151,277,313"]
+    assert mini.endswith("bundled")
+    assert main(["models", "--json"]) == 0
+    assert [m["name"] for m in json.loads(capsys.readouterr().out)] == ["clip-vit-b-32", "mini"]

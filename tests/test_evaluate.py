@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tiny_models as tiny
 import tiny_pipeline
 
-from sdjax import config, evaluate
+from sdjax import evaluate
 from sdjax.data import emoji
+from sdjax.pipelines.clip import Clip
 
 RNG = np.random.default_rng(0)
 
@@ -153,7 +153,7 @@ def test_the_style_asked_for_is_not_looked_up(everything, concepts):
     assert evaluate.pixel_retrieval(changed, black, ["noto"], [row]) == 0
 
 
-class Oracle(evaluate.ClipJudge):
+class Oracle(Clip):
     """Has a vector for every caption, and knows the caption of a picture by its first pixel."""
 
     def __init__(self, captions):
@@ -161,10 +161,10 @@ class Oracle(evaluate.ClipJudge):
         object.__setattr__(self, "vectors", vectors / np.linalg.norm(vectors, axis=1)[:, None])
         object.__setattr__(self, "number", {caption: i for i, caption in enumerate(captions)})
 
-    def images(self, pictures):
+    def image_embeddings(self, pictures):
         return self.vectors[pictures[:, 0, 0, 0]]
 
-    def texts(self, captions):
+    def text_embeddings(self, captions):
         return self.vectors[[self.number[caption] for caption in captions]]
 
 
@@ -178,31 +178,8 @@ def test_clip_retrieval_counts_the_nearest_captions(concepts):
     assert evaluate.clip_retrieval(judge, pictures, ["noto"] * 10, candidates) <= 0.7
 
 
-# In chunks
-
-
-@pytest.mark.parametrize("count", [1, 49, 50, 51, 120])
-def test_chunks_are_full_and_the_rows_come_back(count):
-    sizes = []
-
-    def double(rows):
-        sizes.append(len(rows))
-        return 2 * rows
-
-    rows = np.arange(3 * count).reshape(count, 3)
-    np.testing.assert_array_equal(evaluate.in_chunks(double, rows), 2 * rows)
-    assert set(sizes) == {evaluate.CHUNK}
-
-
-def test_the_judge_gives_unit_vectors_and_the_autoencoder_pictures():
+def test_the_autoencoder_gives_pictures():
     pipe = tiny_pipeline.make_pipeline()
-    clip = config.Clip(pipe.config.text, tiny.IMAGE_TOWER)
-    params = {"text": pipe.params["text"], "image": tiny.image_params(tiny.IMAGE_TOWER)}
-    judge = evaluate.ClipJudge(clip, params, pipe)
     pictures = RNG.integers(0, 256, (3, 16, 16, 3), np.uint8)
-    vectors = judge.images(pictures), judge.texts(["a cat", "a dog"])
-    assert [v.shape for v in vectors] == [(3, 16), (2, 16)]
-    for v in vectors:
-        np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1, rtol=1e-5)
     decoded = evaluate.reconstruct(pipe, pictures)
     assert decoded.shape == pictures.shape and decoded.dtype == np.uint8

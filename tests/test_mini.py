@@ -9,8 +9,8 @@ import pytest
 
 import sdjax
 from sdjax.data import emoji
-from sdjax.pipelines.load import BUNDLED
-from sdjax.weights.files import read_safetensors
+from sdjax.pipelines.models import BUNDLED
+from sdjax.weights.readers import open_tensors
 
 ASSETS = Path(sdjax.__file__).parent / "assets"
 FOLDER = BUNDLED / "mini"
@@ -37,7 +37,7 @@ def test_weights_are_stored_in_16_bits():
         "autoencoder.safetensors", "image.safetensors", "text.safetensors", "unet.safetensors",
     ]  # fmt: skip
     for name in files:
-        assert {tensor.dtype for tensor in read_safetensors(FOLDER / name).values()} == {
+        assert {tensor.dtype for tensor in open_tensors(FOLDER / name).values()} == {
             np.dtype("float16")
         }
 

@@ -46,6 +46,22 @@ IMAGE_TOWER = config.ImageTower(
     activation="gelu",
     projection_dim=16,
 )
+DEPTH = config.Depth(
+    image_size=64,
+    stem_channels=8,
+    stage_channels=(16, 32, 64),
+    stage_blocks=(1, 1, 1),
+    backbone_groups=4,
+    dim=32,
+    layers=2,
+    heads=2,
+    mlp_dim=64,
+    taps=(0, 1),
+    tap_channels=(24, 40),
+    fusion_channels=16,
+    layer_norm_epsilon=1e-6,
+)
+SAFETY = config.SafetyChecker(IMAGE_TOWER, concepts=4, special_concepts=3)
 UNET = config.UNet(
     in_channels=4,
     out_channels=4,

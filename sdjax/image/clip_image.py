@@ -6,6 +6,8 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from sdjax.config import ImageTower
+from sdjax.nn.functional import keep
+from sdjax.nn.layers import layer_norm
 from sdjax.nn.transformer import LAYER_NORM_EPSILON, TransformerBlock
 from sdjax.shapes import Images, Vectors
 
@@ -20,12 +22,18 @@ class ClipImage(nn.Module):
     def __call__(self, image: Images) -> Vectors:
         """Images in the range the model was trained on -> float32 [batch, projection_dim].
 
-        The result is not normalised to unit length.
+        The result is not normalised to unit length. Keeps "hidden", [batch, tokens, dim]: the
+        class token and the patches after the last block, before the last norm.
         """
         c = self.config
+        if image.shape[1:] != (c.image_size, c.image_size, 3):
+            raise ValueError(
+                f"this image tower reads images of {(c.image_size, c.image_size, 3)}, got "
+                f"{image.shape[1:]}: resize them (sdjax.image.preprocess.clip_images does)"
+            )
 
         def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=name)
+            return layer_norm(LAYER_NORM_EPSILON, name=name, dtype=self.dtype)
 
         patch = (c.patch_size, c.patch_size)
         x = nn.Conv(
@@ -45,9 +53,11 @@ class ClipImage(nn.Module):
                 c.mlp_dim,
                 c.activation,
                 attention_bias=True,
+                epsilon=LAYER_NORM_EPSILON,
                 dtype=self.dtype,
                 name=f"block_{layer}",
             )(x)
+        keep(self, "hidden", x.astype(jnp.float32))
         x = norm("norm_out")(x[:, 0])
         project = nn.Dense(c.projection_dim, use_bias=False, dtype=self.dtype, name="projection")
         return project(x).astype(jnp.float32)

@@ -1,4 +1,4 @@
-"""Linen modules as functions of a parameter tree: the two calls used outside the networks."""
+"""Linen modules as functions of a parameter tree: the calls used outside the networks."""
 
 from typing import Any
 
@@ -17,3 +17,15 @@ def init_params(module: nn.Module, key: Array, *args: Any) -> Params:
 def apply(module: nn.Module, params: Params, *args: Any, method: str | None = None) -> Any:
     """`module(*args)`, or its method of that name, with these parameters."""
     return module.apply({"params": params}, *args, method=method)
+
+
+def keep(module: nn.Module, name: str, value: Array) -> None:
+    """Called inside a network: set an inner result aside for `inspect`, for nothing without it."""
+    module.sow("intermediates", name, value, init_fn=lambda: value, reduce_fn=lambda _, new: new)
+
+
+def inspect(module: nn.Module, params: Params, *args: Any) -> tuple[Any, Params]:
+    """`apply`, and what the module and its parts have set aside: (output, {name: value})."""
+    kept: Any
+    output, kept = module.apply({"params": params}, *args, mutable=["intermediates"])
+    return output, kept.get("intermediates", {})

@@ -62,6 +62,11 @@ class GroupNorm(nn.Module):
         return (centered * gain[:, None, None] + shift[:, None, None]).astype(self.dtype)
 
 
+def layer_norm(epsilon: float, *, name: str, dtype: DTypeLike) -> nn.LayerNorm:
+    """Layer normalisation (arXiv 1607.06450), float32 inside, without cancellation as above."""
+    return nn.LayerNorm(epsilon=epsilon, use_fast_variance=False, dtype=dtype, name=name)
+
+
 def conv3x3(
     features: int,
     *,
@@ -69,6 +74,7 @@ def conv3x3(
     dtype: DTypeLike,
     strides: int = 1,
     padding: tuple[tuple[int, int], tuple[int, int]] = SYMMETRIC,
+    bias: bool = True,
     zero: bool = False,
 ) -> nn.Conv:
     """A 3x3 convolution; `zero` starts it at zero, so that its residual branch starts silent."""
@@ -78,6 +84,7 @@ def conv3x3(
         (3, 3),
         strides=(strides, strides),
         padding=padding,
+        use_bias=bias,
         kernel_init=init,
         dtype=dtype,
         name=name,

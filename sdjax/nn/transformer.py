@@ -1,11 +1,11 @@
-"""The transformer block of CLIP and of the UNet, and its use on a feature map."""
+"""The transformer block of CLIP, the UNet and DPT, and its use on a feature map."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sdjax.nn.attention import Attention
-from sdjax.nn.layers import GroupNorm, activation, exact_gelu
+from sdjax.nn.layers import GroupNorm, activation, exact_gelu, layer_norm
 from sdjax.shapes import FeatureMap, Sequence
 
 LAYER_NORM_EPSILON = 1e-5
@@ -32,27 +32,36 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Pre-norm block: self-attention, cross-attention where a context is given, feed-forward."""
+    """Pre-norm block: self-attention, cross-attention where a context is given, feed-forward.
+
+    With `cross_only` the first attention reads the context too; it is then called that,
+    "first_attention", and not "self_attention".
+    """
 
     heads: int
     head_dim: int
     mlp_dim: int
     feed_forward: str
     attention_bias: bool
+    epsilon: float  # of the layer norms
     causal: bool = False
+    cross_only: bool = False
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, x: Sequence, context: Sequence | None = None) -> Sequence:
         def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name=name)
+            return layer_norm(self.epsilon, name=name, dtype=self.dtype)
 
         def attention(name: str, causal: bool) -> Attention:
             return Attention(
                 self.heads, self.head_dim, self.attention_bias, causal, self.dtype, name=name
             )
 
-        x = x + attention("self_attention", self.causal)(norm("norm_self")(x))
+        if self.cross_only:
+            x = x + attention("first_attention", False)(norm("norm_first")(x), context)
+        else:
+            x = x + attention("self_attention", self.causal)(norm("norm_self")(x))
         if context is not None:
             x = x + attention("cross_attention", False)(norm("norm_cross")(x), context)
         mlp = FeedForward(self.mlp_dim, self.feed_forward, self.dtype, name="mlp")
@@ -64,6 +73,7 @@ class SpatialTransformer(nn.Module):
 
     heads: int
     groups: int
+    cross_only: bool
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
@@ -79,6 +89,8 @@ class SpatialTransformer(nn.Module):
             4 * channels,
             "geglu",
             attention_bias=False,
+            epsilon=LAYER_NORM_EPSILON,
+            cross_only=self.cross_only,
             dtype=self.dtype,
             name="block",
         )(h, context)

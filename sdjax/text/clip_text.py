@@ -8,6 +8,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Int
 
 from sdjax.config import TextTower
+from sdjax.nn.layers import layer_norm
 from sdjax.nn.transformer import LAYER_NORM_EPSILON, TransformerBlock
 from sdjax.shapes import Sequence, Tokens, Vectors
 
@@ -50,13 +51,14 @@ class ClipText(nn.Module):
                 c.mlp_dim,
                 c.activation,
                 attention_bias=True,
+                epsilon=LAYER_NORM_EPSILON,
                 causal=True,
                 dtype=self.dtype,
                 name=f"block_{layer}",
             )(x)
             if layer == c.layers - 1 - c.skip_layers:
                 hidden = x
-        final_norm = nn.LayerNorm(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype, name="norm_final")
+        final_norm = layer_norm(LAYER_NORM_EPSILON, name="norm_final", dtype=self.dtype)
         pooled = None
         if c.projection_dim is not None:
             last = jnp.take_along_axis(final_norm(x), end[:, None, None], axis=1)[:, 0]

@@ -117,7 +117,7 @@ def _check_vocabulary(vocabulary: Sequence[int], needed: set[int]) -> None:
 
 
 def _encode(text: str) -> tokenizers.Encoding:
-    return _byte_pair_encoder().encode(clean(text), add_special_tokens=False)
+    return byte_pair_encoder().encode(clean(text), add_special_tokens=False)
 
 
 def _readable(piece: str) -> str:
@@ -135,7 +135,7 @@ def _byte_symbols() -> tuple[str, ...]:
 
 
 @functools.cache
-def _byte_pair_encoder() -> tokenizers.Tokenizer:
+def byte_pair_encoder() -> tokenizers.Tokenizer:
     # Imported here because it takes a second; without PyTorch it warns, and we need none.
     logging.getLogger("transformers").addFilter(lambda record: "PyTorch" not in record.getMessage())
     from transformers import CLIPTokenizer

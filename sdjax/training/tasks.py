@@ -86,10 +86,11 @@ def clip_task(model: config.Clip, recipe: Recipe) -> Task:
             "kind": "clip",
             "config": to_json(model),
             "vocabulary": list(vocabulary),
-            "logit_scale": min(float(params["logit_scale"]), MAX_LOGIT_SCALE),
+            "preprocessing": "plain",
             "training": facts,
         }
-        save_model(folder, {"text": params["text"], "image": params["image"]}, described, "float16")
+        scale = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
+        save_model(folder, {"clip": {**params, "logit_scale": scale}}, described, "float16")
 
     return Task(init, clip_loss(model, SHIFT), batch, None, export)
 
@@ -202,6 +203,7 @@ def latent_diffusion_task(
     Latents and captions (`variants` an image) are encoded once.
     """
     clip_parts, clip_model = load_model(clip_folder)
+    towers = clip_parts["clip"]
     clip = from_json(config.Clip, clip_model["config"])
     autoencoder_parts, autoencoder_model = load_model(autoencoder_folder)
     autoencoder = from_json(config.Autoencoder, autoencoder_model["config"])
@@ -211,13 +213,13 @@ def latent_diffusion_task(
         config=config.StableDiffusion(
             clip.text, autoencoder, model, schedule, image_size=data.images.shape[1]
         ),
-        params={**clip_parts, **autoencoder_parts},
+        params={"text": towers["text"], "image": towers["image"], **autoencoder_parts},
         tokenizer=Tokenizer(clip.text.context_length, clip.text.pad, clip_model["vocabulary"]),
         defaults=Defaults(steps=30, guidance=3.0, sampler="ddim", spacing="trailing"),
         styles=presets.MINI_STYLES,
     )
     texts, caption_rows = draw_captions(data, variants, recipe.seed)
-    hidden, pooled = encode_captions(clip.text, clip_parts["text"], pipe.tokenizer, texts)
+    hidden, pooled = encode_captions(clip.text, towers["text"], pipe.tokenizer, texts)
     means, stds = encode_latents(autoencoder, autoencoder_parts["autoencoder"], data.images)
     shown = [data.captions()[i] for i in stream(len(data.images), 16, 0, seed=99)]
 
@@ -255,7 +257,8 @@ def latent_diffusion_task(
             "config": to_json(pipe.config),
             "clip": to_json(clip),
             "vocabulary": clip_model["vocabulary"],
-            "logit_scale": clip_model["logit_scale"],
+            "logit_scale": float(towers["logit_scale"]),
+            "preprocessing": "plain",
             "training": {
                 "clip": clip_model["training"],
                 "autoencoder": autoencoder_model["training"],

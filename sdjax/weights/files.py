@@ -14,16 +14,17 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
+from sdjax.weights.readers import open_tensors
+from sdjax.weights.tensors import LazyTensor, write_safetensors
 from sdjax.weights.tree import Params, flatten, unflatten
 
 FORMAT_VERSION = 1
@@ -33,7 +34,10 @@ SUFFIX = ".safetensors"
 OWN_FIELDS = ("format_version", "dtype", "sha256")
 """Fields of model.json that `save_model` writes; the others are the caller's."""
 
-StoredDtype = Literal["float16", "bfloat16", "float32"]
+UNUSED_FILE = "unused.safetensors"
+"""What a converted checkpoint held besides the model, by its own names."""
+
+StoredDtype = Literal["float16", "bfloat16", "float32", "source"]
 
 
 def save_model(
@@ -41,8 +45,10 @@ def save_model(
     components: Mapping[str, Params],
     model: Mapping[str, Any],
     dtype: StoredDtype = "float32",
+    unused: Mapping[str, LazyTensor] | None = None,
+    verify: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a model folder, whole or not at all.
+    """Write a model folder, whole or not at all, with one tensor in memory at a time.
 
     Everything is written to a sibling folder first, which then takes the name. An existing model
     folder is replaced; of its files only model.json and the safetensors are lost, others (a model
@@ -52,9 +58,14 @@ def save_model(
     Args:
         folder: where; its parent must exist.
         components: parameter tree by name, such as "text" or "unet"; "x" becomes x.safetensors.
+            Leaves are arrays or `LazyTensor`s.
         model: JSON values that say what the model is. The fields of `OWN_FIELDS` are filled in
             here, so what `load_model` returned can be passed back.
-        dtype: stored precision of every tensor.
+        dtype: stored precision of every tensor; "source" keeps what each has.
+        unused: tensors of a converted checkpoint that the model has no use for, by the names they
+            had; kept as they are, for writing the checkpoint again.
+        verify: called with the new folder before it takes its name; what it raises leaves an
+            existing model in its place.
 
     Raises:
         ValueError: if `folder` exists and is neither empty nor a model folder; if a tensor holds
@@ -71,10 +82,14 @@ def save_model(
         hashes = {}
         for name, params in components.items():
             path = new / f"{name}{SUFFIX}"
-            save_file(_cast(params, np.dtype(jnp.dtype(dtype)), name), path)
-            hashes[path.name] = _sha256(path)
+            _write(path, flatten(params), dtype)
+            hashes[path.name] = sha256(path)
         own = {"format_version": FORMAT_VERSION, "dtype": dtype, "sha256": hashes}
+        if unused:
+            write_safetensors(new / UNUSED_FILE, unused)
         (new / MODEL_FILE).write_text(_json_text({**model, **own}), encoding="utf-8")
+        if verify is not None:
+            verify(new)
         if target.exists():
             _carry_over(target, new)
         _swap(new, target)
@@ -94,6 +109,18 @@ def load_model(
         ValueError: model.json is damaged or of another format version; a file is damaged, differs
             from its hash, or holds NaN or inf (the tensor is named).
     """
+    components, model = open_model(folder)
+    params = {
+        name: to_params(leaves, dtype, f"{Path(folder) / name}{SUFFIX}")
+        for name, leaves in components.items()
+    }
+    return params, model
+
+
+def open_model(
+    folder: str | os.PathLike[str],
+) -> tuple[dict[str, dict[str, LazyTensor]], dict[str, Any]]:
+    """`load_model` without the numbers: (leaves by path of every component, model.json)."""
     folder = Path(folder)
     model = _read_model_json(folder)
     components = {}
@@ -103,37 +130,35 @@ def load_model(
             raise FileNotFoundError(
                 f"{folder} lists {filename} in {MODEL_FILE}, but has no such file"
             )
-        found = _sha256(path)
+        found = sha256(path)
         if found != expected:
             raise ValueError(
                 f"{path} is not the file that was saved: its SHA-256 is {found}, "
                 f"{MODEL_FILE} says {expected}; copy or download it again"
             )
-        flat = read_safetensors(path)
-        for key, tensor in flat.items():
-            _check_finite(tensor, f"{path}: {key}")
-        components[filename.removesuffix(SUFFIX)] = unflatten(
-            {key: jnp.array(tensor, dtype) for key, tensor in flat.items()}
-        )
+        components[filename.removesuffix(SUFFIX)] = open_tensors(path)
     return components, model
 
 
-def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """Tensors of one safetensors file by name, as NumPy arrays in the stored precision.
+def open_unused(folder: str | os.PathLike[str]) -> dict[str, LazyTensor]:
+    """What `save_model` was given as `unused`."""
+    path = Path(folder) / UNUSED_FILE
+    return open_tensors(path) if path.is_file() else {}
 
-    bfloat16 comes as the NumPy type of the package ml_dtypes.
+
+def to_params(leaves: Mapping[str, LazyTensor], dtype: DTypeLike, where: str) -> dict[str, Any]:
+    """Leaves by path to a tree of JAX arrays, one tensor at a time; `where` is told in errors.
 
     Raises:
-        FileNotFoundError: no such file.
-        ValueError: the file is damaged or is no safetensors file.
+        ValueError: if one holds NaN or inf; it is named.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
-    try:
-        return load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or no safetensors file: {error}") from error
+
+    def read(path: str, leaf: LazyTensor) -> jax.Array:
+        array = np.asarray(leaf)
+        _check_finite(array, f"{where}: {path}")
+        return jnp.array(array, dtype)
+
+    return unflatten({path: read(path, leaf) for path, leaf in leaves.items()})
 
 
 def _check_target(target: Path) -> None:
@@ -156,18 +181,14 @@ def _check_name(name: str) -> None:
         raise ValueError(f"{name!r} is not a component's name: letters, digits and _ only")
 
 
-def _cast(params: Params, dtype: np.dtype, component: str) -> dict[str, np.ndarray]:
-    stored = {}
-    for key, leaf in flatten(params).items():
-        array = np.asarray(leaf)
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{component}: {key} holds {array.dtype}, parameters are floats")
-        _check_finite(array, f"{component}: {key}")
-        with np.errstate(over="ignore"):
-            cast = np.array(array, dtype=dtype, order="C")  # safetensors stores memory as it lies
-        _check_finite(cast, f"{component}: {key}, stored as {dtype.name},")
-        stored[key] = cast
-    return stored
+def _write(path: Path, leaves: Mapping[str, Any], dtype: StoredDtype) -> None:
+    for key, leaf in leaves.items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise ValueError(f"{path.stem}: {key} holds {leaf.dtype}, parameters are floats")
+    try:
+        write_safetensors(path, leaves, None if dtype == "source" else np.dtype(jnp.dtype(dtype)))
+    except ValueError as error:
+        raise ValueError(f"{path.stem}: {error}") from error
 
 
 def _check_finite(array: np.ndarray, what: str) -> None:
@@ -210,7 +231,8 @@ def _read_model_json(folder: Path) -> dict[str, Any]:
     return model
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

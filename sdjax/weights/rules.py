@@ -12,7 +12,7 @@ the right shape, is taken. The first of all is the one `export` writes.
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,8 @@ class Rule:
     source: str
     target: str
     transform: Transform
+    part: int = 0
+    parts: int = 1  # of equal size along the source's first axis, of which the target is `part`
 
     def __post_init__(self) -> None:
         source, target = (set(re.findall(r"\{(\w+)\}", s)) for s in (self.source, self.target))
@@ -81,6 +83,19 @@ class Rule:
         match = _regex(self.target).fullmatch(path)
         return match and self.source.format(**match.groupdict())
 
+    def source_shape(self, target_shape: Shape) -> Shape:
+        """The shape in the file, all parts together, where one target has `target_shape`."""
+        shape = self.transform.source_shape(target_shape)
+        return (shape[0] * self.parts, *shape[1:]) if self.parts > 1 else shape
+
+    def read(self, tensor: Any) -> np.ndarray:
+        """The target from the source tensor, contiguous."""
+        array = np.asarray(tensor)
+        if self.parts > 1:
+            size = array.shape[0] // self.parts
+            array = array[self.part * size : (self.part + 1) * size]
+        return np.asarray(self.transform.forward(array), order="C")
+
 
 @dataclass(frozen=True)
 class Table:
@@ -89,11 +104,15 @@ class Table:
     rules: tuple[Rule, ...]
     drop: tuple[str, ...] = ()
 
-    def sources(self, path: str) -> list[tuple[str, Transform]]:
-        """(source name, transform) of every rule that fills the target `path`, in their order."""
+    def sources(self, path: str) -> list[tuple[str, Rule]]:
+        """(source name, rule) of every rule that fills the target `path`, in their order."""
         candidates = self._by_outline.get(_outline(path), [])
-        found = ((rule.source_of(path), rule.transform) for rule in candidates)
-        return [(name, transform) for name, transform in found if name is not None]
+        found = ((rule.source_of(path), rule) for rule in candidates)
+        return [(name, rule) for name, rule in found if name is not None]
+
+    def drops(self, name: str) -> bool:
+        """Is the source tensor `name` one that holds nothing this model uses?"""
+        return any(_regex(pattern).fullmatch(name) for pattern in self.drop)
 
     @functools.cached_property
     def _by_outline(self) -> dict[str, list[Rule]]:
@@ -117,14 +136,82 @@ def layers(rows: Iterable[Row], source: str = "", target: str = "") -> tuple[Rul
     )
 
 
-def convert(source: Mapping[str, Any], table: Table, expected_shapes: Params) -> dict[str, Any]:
-    """Parameters from the tensors of a published file, in the precision of the file.
+def fused(source: str, targets: Sequence[str], transform: Transform) -> tuple[Rule, ...]:
+    """The rules of one source tensor that holds several targets, one after the other.
+
+    Its first axis is cut into equal parts before `transform`: the query, key and value of a fused
+    attention projection.
+    """
+    return tuple(
+        Rule(source, target, transform, part, len(targets)) for part, target in enumerate(targets)
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a file has, beside what a model needs."""
+
+    matches: dict[str, tuple[str, Rule]]  # {target path: (source name, rule)}
+    missing: list[str]
+    left_over: list[str]
+    misshapen: list[str]
+    shared: list[str]  # tensors that two targets ask for, or of which a part is unused
+    dropped: list[str]  # known to hold nothing
+
+    def check(self) -> None:
+        """Raise a ValueError that lists what does not fit, if anything."""
+        kinds = ("missing", "left_over", "misshapen", "shared")
+        problems = {kind.replace("_", " "): getattr(self, kind) for kind in kinds}
+        _raise_if_any(problems, "these tensors do not make this model")
+
+
+def compare(source: Mapping[str, Any], table: Table, expected_shapes: Params) -> Comparison:
+    """Names and shapes of a file beside those of a model; reads no numbers.
 
     Args:
-        source: tensors by the file's own names.
+        source: tensors by the file's own names; only their `shape` is looked at.
         table: the names of this family of files.
         expected_shapes: the tree to fill; leaves have a `shape`, as `jax.eval_shape` of a module's
             `init` gives them. With or without "params" at the top: the result is alike.
+    """
+    result = Comparison({}, [], [], [], [], [])
+    used: dict[str, dict[int, str]] = {}
+    for path, leaf in flatten(_inside(expected_shapes)).items():
+        choices = table.sources(path)
+        present = [(name, rule) for name, rule in choices if name in source]
+        if not present:
+            name = choices[0][0] if choices else "no row of the table"
+            result.missing.append(f"{name} (for {path})")
+            continue
+        shape = tuple(leaf.shape)
+        fitting = [
+            (name, rule)
+            for name, rule in present
+            if tuple(source[name].shape) == rule.source_shape(shape)
+        ]
+        name, rule = (fitting or present)[0]
+        if rule.part in used.setdefault(name, {}):
+            result.shared.append(f"{name} (for {used[name][rule.part]} and {path})")
+        used[name][rule.part] = path
+        result.matches[path] = (name, rule)
+        if not fitting:
+            result.misshapen.append(
+                f"{name} is {tuple(source[name].shape)}, not {rule.source_shape(shape)}"
+            )
+    for name, parts in used.items():
+        wanted = max(result.matches[path][1].parts for path in parts.values())
+        if len(parts) != wanted:
+            result.shared.append(f"{name} ({len(parts)} of its {wanted} parts used)")
+    for name in source:
+        if name not in used:
+            (result.dropped if table.drops(name) else result.left_over).append(name)
+    return result
+
+
+def convert(source: Mapping[str, Any], table: Table, expected_shapes: Params) -> dict[str, Any]:
+    """Parameters from the tensors of a published file, in the precision of the file.
+
+    Takes the arguments of `compare`.
 
     Returns:
         A nested dictionary of NumPy arrays.
@@ -132,38 +219,9 @@ def convert(source: Mapping[str, Any], table: Table, expected_shapes: Params) ->
     Raises:
         ValueError: lists tensors that are missing, left over, misshapen or used twice.
     """
-    problems: dict[str, list[str]] = {"missing": [], "left over": [], "misshapen": [], "shared": []}
-    used: dict[str, str] = {}
-    filled = {}
-    for path, leaf in flatten(_inside(expected_shapes)).items():
-        choices = table.sources(path)
-        present = [(name, transform) for name, transform in choices if name in source]
-        if not present:
-            name = choices[0][0] if choices else "no row of the table"
-            problems["missing"].append(f"{name} (for {path})")
-            continue
-        shape = tuple(leaf.shape)
-        fitting = [
-            (name, transform)
-            for name, transform in present
-            if tuple(source[name].shape) == transform.source_shape(shape)
-        ]
-        name, transform = (fitting or present)[0]
-        if name in used:
-            problems["shared"].append(f"{name} (for {used[name]} and {path})")
-        used[name] = path
-        if fitting:
-            filled[path] = np.asarray(transform.forward(np.asarray(source[name])), order="C")
-        else:
-            problems["misshapen"].append(
-                f"{name} is {tuple(source[name].shape)}, not {transform.source_shape(shape)}"
-            )
-    problems["left over"] += [
-        name
-        for name in source
-        if name not in used and not any(_regex(p).fullmatch(name) for p in table.drop)
-    ]
-    _raise_if_any(problems, "these tensors do not make this model")
+    comparison = compare(source, table, expected_shapes)
+    comparison.check()
+    filled = {path: rule.read(source[name]) for path, (name, rule) in comparison.matches.items()}
     params = unflatten(filled)
     return {"params": params} if _inside(expected_shapes) is not expected_shapes else params
 
@@ -175,36 +233,48 @@ def export(params: Params, table: Table) -> dict[str, np.ndarray]:
         ValueError: lists leaves that the table has no name for, or that share one.
     """
     flat = flatten(_inside(params))
-    return {
-        name: np.asarray(transform.inverse(np.asarray(flat[path])), order="C")
-        for name, (path, transform) in _names(flat, table).items()
-    }
+    return {name: assemble(parts, flat) for name, parts in names(flat, table).items()}
+
+
+def assemble(parts: Sequence[tuple[str, Rule]], leaves: Mapping[str, Any]) -> np.ndarray:
+    """One source tensor from the targets that it holds, as `names` lists them."""
+    arrays = [rule.transform.inverse(np.asarray(leaves[path])) for path, rule in parts]
+    return np.concatenate(arrays) if len(arrays) > 1 else np.asarray(arrays[0], order="C")
 
 
 def listing(expected_shapes: Params, table: Table) -> dict[str, Shape]:
     """Names and shapes of the file that `export` would write, from shapes alone."""
     flat = flatten(_inside(expected_shapes))
     return {
-        name: transform.source_shape(tuple(flat[path].shape))
-        for name, (path, transform) in _names(flat, table).items()
+        name: parts[0][1].source_shape(tuple(flat[parts[0][0]].shape))
+        for name, parts in names(flat, table).items()
     }
 
 
-def _names(paths: Iterable[str], table: Table) -> dict[str, tuple[str, Transform]]:
-    """{source name: (target path, transform)} for writing."""
+def names(paths: Iterable[str], table: Table) -> dict[str, list[tuple[str, Rule]]]:
+    """{source name: its targets, (path, rule), in the order of their parts} for writing.
+
+    Raises:
+        ValueError: lists paths that the table has no name for, or that share one.
+    """
     problems: dict[str, list[str]] = {"without a row in the table": [], "shared": []}
-    names: dict[str, tuple[str, Transform]] = {}
+    found: dict[str, dict[int, tuple[str, Rule]]] = {}
     for path in paths:
         choices = table.sources(path)
         if not choices:
             problems["without a row in the table"].append(path)
             continue
-        name, transform = choices[0]
-        if name in names:
-            problems["shared"].append(f"{name} (for {names[name][0]} and {path})")
-        names[name] = (path, transform)
+        name, rule = choices[0]
+        parts = found.setdefault(name, {})
+        if rule.part in parts:
+            problems["shared"].append(f"{name} (for {parts[rule.part][0]} and {path})")
+        parts[rule.part] = (path, rule)
+    for name, parts in found.items():
+        wanted = next(iter(parts.values()))[1].parts
+        if len(parts) != wanted:
+            problems["shared"].append(f"{name} ({len(parts)} of its {wanted} parts are there)")
     _raise_if_any(problems, "the table does not fit these parameters")
-    return names
+    return {name: [parts[i] for i in sorted(parts)] for name, parts in found.items()}
 
 
 def _inside(tree: Params) -> Params:

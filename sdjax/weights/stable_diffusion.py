@@ -5,6 +5,8 @@ numbered in the order they run, so up_blocks.0 is the deepest level; ours carry 
 number, with 0 the full latent resolution.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -12,7 +14,18 @@ from sdjax.config import Autoencoder as AutoencoderConfig
 from sdjax.config import UNet as UNetConfig
 from sdjax.denoisers.unet import UNet
 from sdjax.image.autoencoder import Autoencoder
-from sdjax.weights.rules import CONV, LINEAR, LINEAR_1X1, NORM, Kind, Row, Rule, Table, layers
+from sdjax.weights.rules import (
+    CONV,
+    EMBEDDING,
+    LINEAR,
+    LINEAR_1X1,
+    NORM,
+    Kind,
+    Row,
+    Rule,
+    Table,
+    layers,
+)
 from sdjax.weights.tree import Params
 
 RES_BLOCK: tuple[Row, ...] = (
@@ -30,6 +43,12 @@ TRANSFORMER_BLOCK: tuple[Row, ...] = (
     ("attn1.to_k", "self_attention/key", LINEAR),
     ("attn1.to_v", "self_attention/value", LINEAR),
     ("attn1.to_out.0", "self_attention/out", LINEAR),
+    # The same names where the first attention reads the text too (`cross_only`).
+    ("norm1", "norm_first", NORM),
+    ("attn1.to_q", "first_attention/query", LINEAR),
+    ("attn1.to_k", "first_attention/key", LINEAR),
+    ("attn1.to_v", "first_attention/value", LINEAR),
+    ("attn1.to_out.0", "first_attention/out", LINEAR),
     ("norm2", "norm_cross", NORM),
     ("attn2.to_q", "cross_attention/query", LINEAR),
     ("attn2.to_k", "cross_attention/key", LINEAR),
@@ -45,6 +64,7 @@ UNET_ENDS: tuple[Row, ...] = (
     ("time_embedding.linear_2", "time_embedding/linear_2", LINEAR),
     ("class_embedding.linear_1", "vector_embedding/linear_1", LINEAR),
     ("class_embedding.linear_2", "vector_embedding/linear_2", LINEAR),
+    ("class_embedding", "label_embedding", EMBEDDING),
     ("conv_in", "conv_in", CONV),
     ("conv_norm_out", "norm_out", NORM),
     ("conv_out", "conv_out", CONV),
@@ -86,10 +106,10 @@ def unet_table(config: UNetConfig) -> Table:
     projection = LINEAR_1X1 if config.projection == "conv" else LINEAR
     rules = layers(UNET_ENDS)
     rules += layers(RES_BLOCK, "mid_block.resnets.{j}.", "mid_res_{j}/")
-    rules += _spatial_transformer(projection, "mid_block.attentions.0.", "mid_attention/")
+    rules += spatial_transformer(projection, "mid_block.attentions.0.", "mid_attention/")
     for source, target in _levels(len(config.channels)):
         rules += layers(RES_BLOCK, f"{source}.resnets.{{j}}.", f"{target}_res_{{j}}/")
-        rules += _spatial_transformer(
+        rules += spatial_transformer(
             projection, f"{source}.attentions.{{j}}.", f"{target}_attention_{{j}}/"
         )
         rules += _resample(source, target)
@@ -111,22 +131,26 @@ def autoencoder_table(config: AutoencoderConfig) -> Table:
     return Table(rules)
 
 
+@functools.cache
 def unet_shapes(config: UNetConfig) -> Params:
     """The UNet's parameter tree with shapes for leaves; nothing is computed."""
 
     def init() -> Params:
         vector = None if config.vector_dim is None else jnp.zeros((1, config.vector_dim))
+        label = None if config.labels is None else jnp.zeros(1, jnp.int32)
         return UNet(config).init(
             jax.random.key(0),
             jnp.zeros((1, config.factor, config.factor, config.in_channels)),
             jnp.zeros(1),
             jnp.zeros((1, 1, config.context_dim)),
             vector,
+            label,
         )
 
     return jax.eval_shape(init)["params"]
 
 
+@functools.cache
 def autoencoder_shapes(config: AutoencoderConfig) -> Params:
     """The autoencoder's parameter tree with shapes for leaves; nothing is computed."""
 
@@ -143,7 +167,8 @@ def _levels(levels: int) -> list[tuple[str, str]]:
     return down + [(f"up_blocks.{levels - 1 - level}", f"up_{level}") for level in range(levels)]
 
 
-def _spatial_transformer(projection: Kind, source: str, target: str) -> tuple[Rule, ...]:
+def spatial_transformer(projection: Kind, source: str, target: str) -> tuple[Rule, ...]:
+    """The rules of one spatial transformer, which all layouts name alike, between two prefixes."""
     around: tuple[Row, ...] = (
         ("norm", "norm", NORM),
         ("proj_in", "project_in", projection),

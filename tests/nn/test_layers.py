@@ -1,5 +1,7 @@
 """The bricks against float64 NumPy, where the golden modules cannot see."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,12 @@ import tiny_models as tiny
 
 from sdjax.denoisers.unet import UNet
 from sdjax.image.autoencoder import Autoencoder
+from sdjax.image.clip_image import ClipImage
+from sdjax.image.depth import Depth
 from sdjax.nn import attention
 from sdjax.nn.functional import apply
-from sdjax.nn.layers import GroupNorm, depth_to_space, space_to_depth
+from sdjax.nn.layers import GroupNorm, depth_to_space, layer_norm, space_to_depth
+from sdjax.weights.depth import depth_shapes
 
 RNG = np.random.default_rng(0)
 
@@ -30,6 +35,16 @@ def test_group_norm_does_not_cancel(offset):
     found = apply(GroupNorm(4, 1e-5), jax.tree.map(jnp.float32, params), jnp.asarray(x))
     wanted = group_norm_in_float64(x, 4, 1e-5, **params)
     np.testing.assert_allclose(found, wanted, atol=2e-6 * (1 + offset))
+
+
+def test_layer_norm_does_not_cancel():
+    """A variance near the epsilon, far from zero: the difference of squares would lose it."""
+    x = (30 + 3e-3 * RNG.normal(size=(4, 16))).astype(np.float32)
+    params = {"scale": jnp.ones(16), "bias": jnp.zeros(16)}
+    found = apply(layer_norm(1e-5, name="norm", dtype=jnp.float32), params, jnp.asarray(x))
+    x = x.astype(np.float64)
+    wanted = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found, wanted, atol=2e-3)
 
 
 def test_group_norm_keeps_differences_between_channels_of_a_group():
@@ -73,6 +88,13 @@ def test_norm_epsilons_are_those_of_the_published_models():
     for inputs, method in [(image, "encode"), (jnp.zeros((1, 4, 4, 4)), "decode")]:
         found = epsilons(network, params, inputs, method=method)
         assert found and {e for _, e in found.values()} == {1e-6}
+    found = epsilons(
+        ClipImage(tiny.IMAGE_TOWER), tiny.image_params(tiny.IMAGE_TOWER), jnp.zeros((1, 16, 16, 3))
+    )
+    assert found and {e for _, e in found.values()} == {1e-5}
+    network = replace(tiny.DEPTH, layer_norm_epsilon=1e-12)
+    found = epsilons(Depth(network), tiny.fill(depth_shapes(network)), jnp.zeros((1, 32, 32, 3)))
+    assert set(found.values()) == {("GroupNorm", 1e-5), ("LayerNorm", 1e-12)}
 
 
 def test_space_to_depth_and_back():

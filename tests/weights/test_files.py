@@ -7,7 +7,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from sdjax.weights import files
-from sdjax.weights.files import load_model, read_safetensors, save_model
+from sdjax.weights.files import load_model, save_model
+from sdjax.weights.readers import open_tensors
 from sdjax.weights.tree import flatten
 
 GENERATOR = np.random.default_rng(0)
@@ -44,7 +45,7 @@ def test_what_is_saved_is_loaded_as_float32(tmp_path, dtype):
     assert model["dtype"] == dtype
     assert model["format_version"] == files.FORMAT_VERSION
     assert set(model["sha256"]) == {"text.safetensors", "unet.safetensors"}
-    stored = read_safetensors(tmp_path / "model" / "unet.safetensors")
+    stored = open_tensors(tmp_path / "model" / "unet.safetensors")
     assert {array.dtype.name for array in stored.values()} == {dtype}
 
 
@@ -131,9 +132,9 @@ def test_a_folder_of_something_else_is_not_replaced(tmp_path):
 @pytest.mark.parametrize(
     ("value", "dtype", "words"),
     [
-        (np.nan, "float32", r"unet: conv/kernel holds NaN or inf in 1 of 3"),
+        (np.nan, "float32", r"unet: conv/kernel holds NaN or inf"),
         (-np.inf, "bfloat16", r"unet: conv/kernel holds NaN or inf"),
-        (1e5, "float16", r"unet: conv/kernel, stored as float16, holds NaN or inf in 1 of 3"),
+        (1e5, "float16", r"unet: conv/kernel reaches 100000, more than float16 holds"),
     ],
 )
 def test_numbers_that_are_not_finite_are_not_saved(tmp_path, value, dtype, words):
@@ -183,8 +184,8 @@ def test_a_changed_file_is_found(saved):
 def test_a_damaged_file_with_the_right_hash_is_found(saved):
     path = saved / "unet.safetensors"
     path.write_bytes(path.read_bytes()[:40])
-    edit(saved, sha256={"unet.safetensors": files._sha256(path)})
-    with pytest.raises(ValueError, match="damaged or no safetensors file"):
+    edit(saved, sha256={"unet.safetensors": files.sha256(path)})
+    with pytest.raises(ValueError, match="is damaged or cut off"):
         load_model(saved)
 
 
@@ -192,7 +193,7 @@ def test_a_damaged_file_with_the_right_hash_is_found(saved):
 def test_a_stored_nan_is_found_and_named(saved, dtype):
     path = saved / "unet.safetensors"
     save_file({"a/b/kernel": np.array([0, np.nan, 1], dtype)}, path)
-    edit(saved, sha256={"unet.safetensors": files._sha256(path)})
+    edit(saved, sha256={"unet.safetensors": files.sha256(path)})
     with pytest.raises(ValueError, match=r"a/b/kernel holds NaN or inf in 1 of 3"):
         load_model(saved)
 
@@ -216,14 +217,3 @@ def test_a_model_json_that_cannot_be_read_says_why(saved):
     (saved / "model.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         load_model(saved)
-
-
-def test_reading_one_file(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no file"):
-        read_safetensors(tmp_path / "x.safetensors")
-    (tmp_path / "x.safetensors").write_bytes(b"<html>not found</html>")
-    with pytest.raises(ValueError, match="damaged or no safetensors file"):
-        read_safetensors(tmp_path / "x.safetensors")
-    values = np.array([[1.5, -2.0]], ml_dtypes.bfloat16)
-    save_file({"w": values}, tmp_path / "x.safetensors")
-    assert read_safetensors(tmp_path / "x.safetensors")["w"].tobytes() == values.tobytes()

@@ -1,0 +1,152 @@
+"""`sdjax models`: what sdjax can build, with counted parameters and the facts of public weights."""
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Any
+
+import jax
+
+from sdjax import config, presets
+from sdjax.pipelines.models import bundled_models, find_model
+from sdjax.weights.clip import image_shapes, text_shapes
+from sdjax.weights.config_json import from_json
+from sdjax.weights.depth import depth_shapes
+from sdjax.weights.files import MODEL_FILE
+from sdjax.weights.safety import safety_shapes
+from sdjax.weights.stable_diffusion import autoencoder_shapes, unet_shapes
+from sdjax.weights.tree import Params
+
+SHAPES = {
+    config.TextTower: text_shapes,
+    config.ImageTower: image_shapes,
+    config.Autoencoder: autoencoder_shapes,
+    config.UNet: unet_shapes,
+    config.Depth: depth_shapes,
+    config.SafetyChecker: safety_shapes,
+}
+"""The parameter tree of each network's config."""
+NAMES = {config.ImageTower: "image", config.Depth: "depth", config.SafetyChecker: "safety"}
+"""Of networks that are models by themselves."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Of the published weights; what we are not sure of is left out."""
+
+    sources: tuple[str, ...] = ()  # names on the Hugging Face hub
+    licence: str | None = None
+
+
+RAIL = "CreativeML Open RAIL-M"
+RAIL_2 = "CreativeML Open RAIL++-M"
+FACTS = {
+    "sd1": Facts(
+        ("CompVis/stable-diffusion-v1-4", "stable-diffusion-v1-5/stable-diffusion-v1-5"), RAIL
+    ),
+    "sd1-inpainting": Facts(("stable-diffusion-v1-5/stable-diffusion-inpainting",), RAIL),
+    "sd2-base": Facts(
+        ("stabilityai/stable-diffusion-2-base", "stabilityai/stable-diffusion-2-1-base"), RAIL_2
+    ),
+    "sd2-v": Facts(("stabilityai/stable-diffusion-2", "stabilityai/stable-diffusion-2-1"), RAIL_2),
+    "sd2-inpainting": Facts(("stabilityai/stable-diffusion-2-inpainting",), RAIL_2),
+    "sd2-depth": Facts(("stabilityai/stable-diffusion-2-depth",), RAIL_2),
+    "sd2-x4-upscaler": Facts(("stabilityai/stable-diffusion-x4-upscaler",), RAIL_2),
+    "sd2-unclip-h": Facts(("stabilityai/stable-diffusion-2-1-unclip",), RAIL_2),
+    "sd2-unclip-l": Facts(("stabilityai/stable-diffusion-2-1-unclip-small",), RAIL_2),
+    "clip-vit-b-32": Facts(("openai/clip-vit-base-patch32",), "MIT"),
+    "clip-vit-l-14": Facts(("openai/clip-vit-large-patch14",), "MIT"),
+    "openclip-vit-h-14": Facts(("laion/CLIP-ViT-H-14-laion2B-s32B-b79K",), "MIT"),
+    "dpt-hybrid": Facts(("Intel/dpt-hybrid-midas",), "Apache-2.0"),
+    "safety-checker": Facts(("CompVis/stable-diffusion-safety-checker",)),
+    "mini": Facts((), "Apache-2.0"),
+}
+
+
+def catalog() -> list[dict[str, Any]]:
+    """Every published and bundled model, as JSON values.
+
+    `parameters` are counted from the networks' shapes, by component; `bytes` are those of the
+    weights alone. A text-to-image model's `resolution` is what it was trained at, the others' what
+    they read.
+    """
+    return [_entry(name, model, bundled=False) for name, model in presets.PUBLISHED.items()] + [
+        _entry(name, *_bundled(name), bundled=True) for name in bundled_models()
+    ]
+
+
+def _bundled(name: str) -> tuple[config.StableDiffusion, config.ImageTower]:
+    """The system, and the image tower of the CLIP that comes with it."""
+    stored = json.loads((find_model(name) / MODEL_FILE).read_text())
+    clip = from_json(config.Clip, stored["clip"])
+    return from_json(config.StableDiffusion, stored["config"]), clip.image
+
+
+def _entry(name: str, *models: Any, bundled: bool) -> dict[str, Any]:
+    counts = {part: n for model in models for part, n in _components(model)}
+    total = sum(counts.values())
+    facts, schedule = FACTS.get(name, Facts()), getattr(models[0], "schedule", None)
+    return {
+        "name": name,
+        "kind": type(models[0]).__name__,
+        "bundled": bundled,
+        "parameters": {**counts, "total": total},
+        "bytes": {"float32": 4 * total, "bfloat16": 2 * total},
+        "resolution": _resolution(models[0]),
+        "prediction": schedule and schedule.prediction,
+        "licence": facts.licence,
+        "sources": list(facts.sources),
+    }
+
+
+def _components(model: Any) -> Iterator[tuple[str, int]]:
+    """(name, number of parameters) of each network of a model, or of the one that it is."""
+    if type(model) in SHAPES:
+        yield NAMES[type(model)], _count(model)
+        return
+    for field in fields(model):
+        part = getattr(model, field.name)
+        if type(part) in SHAPES:
+            yield field.name, _count(part)
+    if isinstance(model, config.Clip):
+        yield "logit_scale", 1
+
+
+@functools.cache  # models share their parts
+def _count(network: Any) -> int:
+    return _size(SHAPES[type(network)](network))
+
+
+def _size(shapes: Params) -> int:
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+def _resolution(model: Any) -> int:
+    return model.image_size if hasattr(model, "image_size") else model.image.image_size
+
+
+def table(models: list[dict[str, Any]]) -> str:
+    """The catalogue for people."""
+    head = ("model", "parameters", "size", "predicts", "float32", "bfloat16", "licence", "source")
+    rows = [head] + [
+        (
+            m["name"],
+            f"{m['parameters']['total']:,}",
+            str(m["resolution"]),
+            m["prediction"] or "",
+            *(f"{m['bytes'][dtype] / 2**30:.2f} GiB" for dtype in ("float32", "bfloat16")),
+            m["licence"] or "",
+            "bundled" if m["bundled"] else ", ".join(m["sources"]),
+        )
+        for m in models
+    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    right = {1, 2, 4, 5}  # numbers
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )

@@ -1,0 +1,128 @@
+"""Models by name: bundled, on disk in any format, or on the Hugging Face hub."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from sdjax.config import Config
+from sdjax.nn.functional import Params
+from sdjax.weights.config_json import from_json
+from sdjax.weights.conversion import describe
+from sdjax.weights.files import MODEL_FILE, load_model, to_params
+from sdjax.weights.hub import REPOSITORY, hub_folder
+from sdjax.weights.layouts import KINDS, component_shapes
+from sdjax.weights.sources import open_source
+from sdjax.weights.tree import flatten
+
+BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models"
+
+OPTIONAL = ("image_statistics",)
+"""Components whose absence has a meaning: of these, that they change nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model as it was read: what it is, and its parameter tree by component."""
+
+    name: str
+    config: Config
+    params: Params
+    described: Mapping[str, Any]  # the contents of model.json
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that ship with sdjax."""
+    return sorted(path.parent.name for path in BUNDLED.glob("*/model.json"))
+
+
+def find_model(model: str | os.PathLike[str]) -> Path:
+    """The file or folder of a bundled model's name, of a path, or of a name on the hub.
+
+    Raises:
+        FileNotFoundError: if it is none of them.
+    """
+    if str(model) in bundled_models():
+        return BUNDLED / str(model)
+    path = Path(model)
+    if path.exists() or path.is_symlink():
+        return path
+    if isinstance(model, str) and REPOSITORY.fullmatch(model):
+        return hub_folder(model)
+    raise FileNotFoundError(
+        f"no model {str(model)!r}: it is neither a bundled model ({', '.join(bundled_models())}), "
+        'nor a file or folder, nor a name on the hub like "owner/model"'
+    )
+
+
+def read_model(
+    model: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    family: str | Config | None = None,
+    ema: bool | None = None,
+) -> Model:
+    """Read a model of any kind into memory; compiles nothing.
+
+    Args:
+        model: as for `find_model`. A published checkpoint need not be converted.
+        dtype: of the parameters in memory.
+        family: what the tensors of a published checkpoint cannot tell; see
+            `sdjax.weights.sources.open_source`.
+        ema: take the moving average in a single file, or the raw weights; see there.
+
+    Raises:
+        FileNotFoundError: if there is no such model, or a file of it is missing.
+        ValueError: if it is damaged, hostile or unknown, or a tensor is missing, left over,
+            misshapen or holds NaN.
+    """
+    path = find_model(model)
+    if path.is_dir() and (path / MODEL_FILE).is_file():
+        return _read_stored(path, dtype)
+    source = open_source(path, family, ema)
+    params = {
+        name: to_params(leaves, dtype, f"{path}: {name}")
+        for name, leaves in source.components().items()
+    }
+    described = describe(source)
+    return Model(described["name"], source.config, params, described)
+
+
+def _read_stored(folder: Path, dtype: DTypeLike) -> Model:
+    params, described = load_model(folder, dtype)
+    if missing := [name for name in ("kind", "config") if name not in described]:
+        raise ValueError(f"{folder}: model.json lacks {', '.join(missing)}; save the model again")
+    kind = described["kind"]
+    if kind not in KINDS:
+        raise ValueError(
+            f"{folder} holds a {kind!r}, which this sdjax does not know: it knows "
+            f"{', '.join(KINDS)}"
+        )
+    config = from_json(KINDS[kind], described["config"])
+    check_components(config, params, str(folder))
+    return Model(described.get("name", folder.name), config, params, described)
+
+
+def check_components(config: Config, components: Mapping[str, Params], where: str) -> None:
+    """Compare every tensor's path and shape with what the config asks for; compiles nothing.
+
+    Raises:
+        ValueError: names the first that is missing, left over or of another shape.
+    """
+    for name, tree in component_shapes(config).items():
+        if name not in components:
+            if name in OPTIONAL:
+                continue
+            raise ValueError(f"{where} has no {name}.safetensors")
+        expected = {path: leaf.shape for path, leaf in flatten(tree).items()}
+        found = {path: leaf.shape for path, leaf in flatten(components[name]).items()}
+        for path in sorted(expected.keys() | found.keys()):
+            if expected.get(path) != found.get(path):
+                raise ValueError(
+                    f"{where}: {name} does not fit its config: {path} is {found.get(path)}, "
+                    f"wanted {expected.get(path)}"
+                )

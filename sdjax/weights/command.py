@@ -1,0 +1,93 @@
+"""The command line of `weights_convert.py`."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from sdjax.weights.conversion import Export, convert_checkpoint, export_model
+from sdjax.weights.files import MODEL_FILE, StoredDtype
+from sdjax.weights.recognize import FAMILIES
+from sdjax.weights.report import report
+from sdjax.weights.sources import open_source
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; 0 is success, 2 a mistake in what was given, told in one line."""
+    options = _parser().parse_args(arguments)
+    try:
+        _run(options)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"weights_convert.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="weights_convert.py",
+        description="Convert a published checkpoint to a model folder of sdjax, or with --export "
+        "any model to a published layout. Nothing in a file is executed.",
+    )
+    parser.add_argument(
+        "--src",
+        type=Path,
+        required=True,
+        help=".ckpt, .safetensors, .bin or .pt file; diffusers, transformers or sdjax folder",
+    )
+    parser.add_argument("--dst", type=Path, help="what to write (not needed with --dry-run)")
+    parser.add_argument(
+        "--family",
+        default="auto",
+        choices=["auto", *FAMILIES],
+        metavar="NAME",
+        help=f"what the tensors cannot tell, for example eps or v: {', '.join(FAMILIES)} (auto)",
+    )
+    parser.add_argument(
+        "--dtype",
+        default="source",
+        choices=get_args(StoredDtype),
+        help="precision to store (source: what each tensor has)",
+    )
+    parser.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="take the moving average of the weights, or the raw ones (the average, where the "
+        "file has it)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="show what fits; write nothing")
+    parser.add_argument("--export", choices=get_args(Export), help="write this layout instead")
+    parser.add_argument(
+        "--check", action="store_true", help="prove that every tensor comes back bit by bit"
+    )
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    family = None if options.family == "auto" else options.family
+    converted = (options.src / MODEL_FILE).is_file()
+    if converted and not options.export:
+        raise ValueError(f"{options.src} is a model folder already: use --export")
+    if options.dst is None and not options.dry_run:
+        raise ValueError("say with --dst where to write")
+    if not converted:
+        source = open_source(options.src, family, options.ema)
+        print(report(source))
+        source.check()
+    if options.dry_run:
+        return
+    if options.export:
+        settings = {"family": family, "dtype": options.dtype, "ema": options.ema}
+        export_model(options.src, options.dst, options.export, **settings, check=options.check)
+    else:
+        convert_checkpoint(
+            options.src,
+            options.dst,
+            family=family,
+            dtype=options.dtype,
+            ema=options.ema,
+            check=options.check,
+        )
+    checked = ", checked bit by bit" if options.check else ""
+    print(f"wrote {options.dst}{checked}")

@@ -1,0 +1,467 @@
+"""Our configs from the configuration dictionaries of other libraries.
+
+Only what sdjax computes is accepted: every field of a dictionary is read, or known to leave the
+network as it is, or must be off (null, false, 0, empty). Anything else is an error that names it.
+What a dictionary leaves out has the default of the class that it configures.
+"""
+
+from typing import Literal
+
+from sdjax.config import (
+    Activation,
+    Autoencoder,
+    Clip,
+    Depth,
+    ImageTower,
+    Prediction,
+    SafetyChecker,
+    Schedule,
+    TextTower,
+    UNet,
+)
+from sdjax.nn.transformer import LAYER_NORM_EPSILON
+from sdjax.weights.fields import Fields, Json
+
+HUB = frozenset(
+    "sample_size architectures model_type torch_dtype dtype transformers_version".split()
+)
+"""Bookkeeping of the hub; names with an underscore in front are ignored everywhere."""
+
+TRANSFORMERS = HUB | frozenset(
+    # About training; the tokenizer's; about generation and classification, which old versions of
+    # the library wrote into every config.
+    """
+    attention_dropout dropout initializer_factor initializer_range logit_scale_init_value
+    bos_token_id eos_token_id pad_token_id
+    id2label label2id length_penalty max_length num_beam_groups num_beams num_return_sequences
+    repetition_penalty return_dict temperature tie_word_embeddings top_k top_p typical_p
+    """.split()
+)
+
+DEPTH = TRANSFORMERS | frozenset(
+    """
+    attention_probs_dropout_prob auxiliary_loss_weight hidden_dropout_prob pooler_act
+    pooler_output_size semantic_classifier_dropout semantic_loss_ignore_index use_auxiliary_head
+    drop_path_rate out_indices stage_names
+    """.split()
+)
+"""The rest is about heads that a depth estimator lacks, and repetitions."""
+
+PREDICTIONS: dict[str, Prediction] = {
+    "epsilon": "eps",
+    "eps": "eps",
+    "v_prediction": "v",
+    "v": "v",
+    "sample": "x0",
+    "x0": "x0",
+}
+
+ACTIVATIONS: dict[str, Activation] = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
+
+
+def diffusers_unet(config: Json) -> UNet:
+    """UNet2DConditionModel, as in unet/config.json."""
+    f = Fields("UNet2DConditionModel", config)
+    channels = f.wholes("block_out_channels", (320, 640, 1280, 1280))
+    levels = len(channels)
+    attention = _levels_with_attention(f, levels)
+    # Despite its name the number of heads, not their width.
+    if isinstance(f.left.get("attention_head_dim"), list | tuple):
+        heads = f.wholes("attention_head_dim")
+    else:
+        heads = (f.whole("attention_head_dim", 8),) * levels
+    vector_dim = labels = None
+    embedding = f.take("class_embed_type", None)
+    if embedding == "projection":
+        vector_dim = f.whole("projection_class_embeddings_input_dim")
+    elif embedding is not None:
+        f.refuse("class_embed_type", embedding, "null or 'projection'")
+    elif f.left.get("num_class_embeds") is not None:
+        labels = f.whole("num_class_embeds")
+    result = UNet(
+        in_channels=f.whole("in_channels", 4),
+        out_channels=f.whole("out_channels", 4),
+        channels=channels,
+        res_blocks=f.whole("layers_per_block", 2),
+        attention=attention,
+        heads=heads,
+        context_dim=f.whole("cross_attention_dim", 1280),
+        vector_dim=vector_dim,
+        labels=labels,
+        cross_only=f.flags("only_cross_attention"),
+        norm_groups=f.whole("norm_num_groups", 32),
+        projection="linear" if f.flag("use_linear_projection", False) else "conv",
+    )
+    f.fixed(
+        flip_sin_to_cos=True,
+        freq_shift=0,
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        downsample_padding=1,
+        mid_block_scale_factor=1,
+        act_fn="silu",
+        norm_eps=1e-5,
+        transformer_layers_per_block=1,
+        resnet_time_scale_shift="default",
+        resnet_out_scale_factor=1.0,
+        time_embedding_type="positional",
+        conv_in_kernel=3,
+        conv_out_kernel=3,
+        attention_type="default",
+    )
+    # Ours always computes the attention's softmax in float32; the last two count only where
+    # `class_embed_type` and `addition_embed_type` ask for them.
+    numbers = {"num_class_embeds", "addition_embed_type_num_heads"}
+    f.finish(HUB | {"dropout", "upcast_attention"} | numbers)
+    return result
+
+
+def _levels_with_attention(f: Fields, levels: int) -> tuple[bool, ...]:
+    """Whether each level has transformers, from the names of its blocks down and up."""
+    down = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
+    names = f.take("down_block_types", ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
+    if not isinstance(names, list | tuple) or len(names) != levels or not down.keys() >= set(names):
+        f.refuse("down_block_types", names, f"a list of {levels} of {' and '.join(down)}")
+    attention = tuple(down[name] for name in names)
+    up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
+    f.fixed(up_block_types=up)
+    return attention
+
+
+def diffusers_autoencoder(config: Json) -> Autoencoder:
+    """AutoencoderKL, as in vae/config.json."""
+    f = Fields("AutoencoderKL", config)
+    channels = f.wholes("block_out_channels", (64,))
+    image_channels = f.whole("in_channels", 3)
+    f.fixed(
+        out_channels=image_channels,
+        down_block_types=["DownEncoderBlock2D"] * len(channels),
+        up_block_types=["UpDecoderBlock2D"] * len(channels),
+        act_fn="silu",
+        use_quant_conv=True,
+        use_post_quant_conv=True,
+        mid_block_add_attention=True,
+    )
+    result = Autoencoder(
+        channels=channels,
+        res_blocks=f.whole("layers_per_block", 1),
+        latent_channels=f.whole("latent_channels", 4),
+        scaling_factor=f.number("scaling_factor", 0.18215),
+        image_channels=image_channels,
+        norm_groups=f.whole("norm_num_groups", 32),
+    )
+    f.finish(HUB | {"force_upcast"})
+    return result
+
+
+def diffusers_schedule(config: Json) -> Schedule:
+    """Any scheduler of diffusers, as in scheduler/scheduler_config.json.
+
+    What it says about sampling (spacing, offsets, clipping, ...) is no part of a schedule.
+    """
+    f = Fields("scheduler", config)
+    schedules = {
+        "scaled_linear": "scaled_linear",
+        "linear": "linear",
+        "squaredcos_cap_v2": "cosine",
+    }
+    betas = f.choice("beta_schedule", schedules, "linear")
+    for field in ("trained_betas", "rescale_betas_zero_snr"):
+        if value := f.take(field, None):
+            f.refuse(field, value, "this field to be absent")
+    return _schedule(
+        betas,
+        f.number("beta_start", 0.0001),
+        f.number("beta_end", 0.02),
+        f.whole("num_train_timesteps", 1000),
+        f.choice("prediction_type", PREDICTIONS, "epsilon"),
+    )
+
+
+def _schedule(
+    betas: Literal["linear", "scaled_linear", "cosine"],
+    start: float,
+    end: float,
+    steps: int,
+    prediction: Prediction,
+) -> Schedule:
+    if betas == "cosine":  # has no ends to choose
+        return Schedule(betas, train_steps=steps, prediction=prediction)
+    return Schedule(betas, start, end, steps, prediction)
+
+
+def transformers_text(
+    config: Json, *, pad: Literal["eot", "zero"], projection: bool, skip_layers: int = 0
+) -> TextTower:
+    """CLIPTextConfig, as in text_encoder/config.json.
+
+    Args:
+        config: the dictionary.
+        pad: how the tokenizer that comes with it pads.
+        projection: the class is CLIPTextModelWithProjection, not CLIPTextModel. Both have a
+            projection_dim in their config.
+        skip_layers: last blocks that the hidden states leave out.
+    """
+    f = Fields("CLIPTextConfig", config)
+    projection_dim = f.whole("projection_dim", 512)
+    result = TextTower(
+        vocab_size=f.whole("vocab_size", 49408),
+        context_length=f.whole("max_position_embeddings", 77),
+        dim=f.whole("hidden_size", 512),
+        layers=f.whole("num_hidden_layers", 12),
+        heads=f.whole("num_attention_heads", 8),
+        mlp_dim=f.whole("intermediate_size", 2048),
+        activation=f.choice("hidden_act", ACTIVATIONS, "quick_gelu"),
+        pad=pad,
+        projection_dim=projection_dim if projection else None,
+        skip_layers=skip_layers,
+    )
+    f.fixed(layer_norm_eps=LAYER_NORM_EPSILON)
+    f.finish(TRANSFORMERS)
+    return result
+
+
+def transformers_image(config: Json) -> ImageTower:
+    """CLIPVisionConfig, as in image_encoder/config.json."""
+    f = Fields("CLIPVisionConfig", config)
+    result = ImageTower(
+        image_size=f.whole("image_size", 224),
+        patch_size=f.whole("patch_size", 32),
+        dim=f.whole("hidden_size", 768),
+        layers=f.whole("num_hidden_layers", 12),
+        heads=f.whole("num_attention_heads", 12),
+        mlp_dim=f.whole("intermediate_size", 3072),
+        activation=f.choice("hidden_act", ACTIVATIONS, "quick_gelu"),
+        projection_dim=f.whole("projection_dim", 512),
+    )
+    f.fixed(layer_norm_eps=LAYER_NORM_EPSILON, num_channels=3)
+    f.finish(TRANSFORMERS)
+    return result
+
+
+def transformers_clip(config: Json, *, pad: Literal["eot", "zero"]) -> Clip:
+    """CLIPConfig, as in config.json of a whole CLIP."""
+    text, image = _towers(config)
+    return Clip(transformers_text(text, pad=pad, projection=True), transformers_image(image))
+
+
+def transformers_safety(config: Json) -> SafetyChecker:
+    """The CLIPConfig in safety_checker/config.json; the class has a fixed number of concepts."""
+    return SafetyChecker(transformers_image(_towers(config)[1]), concepts=17, special_concepts=3)
+
+
+def _towers(config: Json) -> tuple[Json, Json]:
+    """The dictionaries of the text and the image tower in a CLIPConfig."""
+    f = Fields("CLIPConfig", config)
+    joint = {"projection_dim": f.whole("projection_dim", 512)}
+    # Old files have a second dictionary for each tower, which wins where they differ.
+    text, image = (
+        f.inner(name) | f.inner(f"{name}_dict") | joint for name in ("text_config", "vision_config")
+    )
+    f.finish(TRANSFORMERS)
+    return text, image
+
+
+def transformers_depth(config: Json) -> Depth:
+    """DPTConfig of a hybrid, as in depth_estimator/config.json."""
+    f = Fields("DPTConfig", config)
+    if not f.flag("is_hybrid", False):
+        f.refuse("is_hybrid", False, "the hybrid only")
+    if f.take("use_bias_in_fusion_residual", None) is False:
+        f.refuse("use_bias_in_fusion_residual", False, "true or null")
+    patch, image_size = 16, f.whole("image_size", 384)
+    backbone = Fields("DPTConfig backbone_config", f.inner("backbone_config"))
+    blocks = backbone.wholes("depths", (3, 4, 9))
+    stages = backbone.wholes("hidden_sizes", (256, 512, 1024, 2048))[: len(blocks)]
+    neck = f.wholes("neck_hidden_sizes", (96, 192, 384, 768))
+    if neck[:-2] != stages[:-1]:
+        f.refuse("neck_hidden_sizes", neck, f"{stages[:-1]} and two more")
+    result = Depth(
+        image_size=image_size,
+        stem_channels=backbone.whole("embedding_size", 64),
+        stage_channels=stages,
+        stage_blocks=blocks,
+        backbone_groups=backbone.whole("num_groups", 32),
+        dim=f.whole("hidden_size", 768),
+        layers=f.whole("num_hidden_layers", 12),
+        heads=f.whole("num_attention_heads", 12),
+        mlp_dim=f.whole("intermediate_size", 3072),
+        # Where a tap names a stage of the ResNet, the number is of no use.
+        taps=f.wholes("backbone_out_indices", (2, 5, 8, 11))[-2:],
+        tap_channels=neck[-2:],
+        fusion_channels=f.whole("fusion_hidden_size", 256),
+        layer_norm_epsilon=f.number("layer_norm_eps", 1e-12),
+    )
+    same = {"same": "same", "SAME": "same"}
+    backbone.choice("global_padding", same, "same")
+    backbone.fixed(
+        num_channels=3,
+        layer_type="bottleneck",
+        hidden_act="relu",
+        embedding_dynamic_padding=True,
+        output_stride=32,
+        width_factor=1,
+        out_features=[f"stage{i + 1}" for i in range(len(blocks))],
+    )
+    backbone.finish(DEPTH)
+    f.fixed(
+        patch_size=patch,
+        num_channels=3,
+        hidden_act="gelu",
+        qkv_bias=True,
+        readout_type="project",
+        reassemble_factors=[1, 1, 1, 0.5],
+        neck_ignore_stages=[0, 1],
+        head_in_index=-1,
+        backbone_featmap_shape=[1, stages[-1], image_size // patch, image_size // patch],
+    )
+    f.finish(DEPTH)
+    return result
+
+
+def ldm_unet(config: Json) -> UNet:
+    """The parameters of UNetModel in a YAML file of CompVis or Stability."""
+    f = Fields("UNetModel", config)
+    width = f.whole("model_channels")
+    channels = tuple(width * factor for factor in f.wholes("channel_mult", (1, 2, 4, 8)))
+    factors = f.wholes("attention_resolutions")  # downsampling factors, in fact
+    if not f.flag("use_spatial_transformer", False):
+        f.refuse("use_spatial_transformer", False, "a UNet that reads text")
+    if f.left.get("num_head_channels", -1) == -1:
+        heads = (f.whole("num_heads"),) * len(channels)
+    else:
+        heads = f.heads("num_head_channels", f.whole("num_head_channels"), channels)
+    classes, vector_dim = f.take("num_classes", None), None
+    if classes == "sequential":
+        classes, vector_dim = None, f.whole("adm_in_channels")
+    elif not isinstance(classes, int | None):
+        f.refuse("num_classes", classes, "a whole number or 'sequential'")
+    result = UNet(
+        in_channels=f.whole("in_channels"),
+        out_channels=f.whole("out_channels"),
+        channels=channels,
+        res_blocks=f.whole("num_res_blocks"),
+        attention=tuple(2**level in factors for level in range(len(channels))),
+        heads=heads,
+        context_dim=f.whole("context_dim"),
+        vector_dim=vector_dim,
+        labels=classes,
+        cross_only=f.flags("disable_self_attentions"),
+        projection="linear" if f.flag("use_linear_in_transformer", False) else "conv",
+    )
+    f.fixed(transformer_depth=1, conv_resample=True, dims=2, num_heads_upsample=-1)
+    # Where there are transformers, `legacy` makes no difference.
+    f.finish(
+        {
+            *("image_size", "use_checkpoint", "use_fp16", "use_bf16", "dropout", "legacy"),
+            *("num_heads", "num_head_channels"),  # the one that the other overrides
+        }
+    )
+    return result
+
+
+def ldm_autoencoder(config: Json, scaling_factor: float) -> Autoencoder:
+    """The parameters of AutoencoderKL in a YAML file; the scaling factor is the model's."""
+    outer = Fields("AutoencoderKL", config)
+    f = Fields("AutoencoderKL ddconfig", outer.take("ddconfig", None))
+    width = f.whole("ch")
+    latent_channels = f.whole("z_channels")
+    image_channels = f.whole("in_channels")
+    outer.fixed(embed_dim=latent_channels)
+    outer.finish({"monitor", "lossconfig", "image_key"})
+    if (kind := f.take("attn_type", "vanilla")) not in ("vanilla", "vanilla-xformers"):
+        f.refuse("attn_type", kind, "'vanilla' and 'vanilla-xformers', which are one network")
+    f.fixed(out_ch=image_channels, double_z=True, resamp_with_conv=True)
+    result = Autoencoder(
+        channels=tuple(width * factor for factor in f.wholes("ch_mult", (1, 2, 4, 8))),
+        res_blocks=f.whole("num_res_blocks"),
+        latent_channels=latent_channels,
+        scaling_factor=scaling_factor,
+        image_channels=image_channels,
+    )
+    f.finish({"resolution", "dropout"})
+    return result
+
+
+def ldm_schedule(config: Json) -> Schedule:
+    """The schedule among the parameters of LatentDiffusion, or a noise_schedule_config."""
+    f = Fields("LatentDiffusion", config)
+    # Linear in the square root of beta, whatever its name says.
+    schedules = {"linear": "scaled_linear", "squaredcos_cap_v2": "cosine"}
+    return _schedule(
+        f.choice("beta_schedule", schedules, "linear"),
+        f.number("linear_start", 0.0001),
+        f.number("linear_end", 0.02),
+        f.whole("timesteps", 1000),
+        f.choice("parameterization", PREDICTIONS, "eps"),
+    )
+
+
+def openai_clip(config: Json) -> Clip:
+    """The arguments of OpenAI's class CLIP, with a vision transformer."""
+    f = Fields("CLIP", config)
+    joint, width, image_width = (
+        f.whole(field) for field in ("embed_dim", "transformer_width", "vision_width")
+    )
+    result = Clip(
+        TextTower(
+            vocab_size=f.whole("vocab_size"),
+            context_length=f.whole("context_length"),
+            dim=width,
+            layers=f.whole("transformer_layers"),
+            heads=f.whole("transformer_heads"),
+            mlp_dim=4 * width,
+            activation="quick_gelu",
+            pad="zero",
+            projection_dim=joint,
+        ),
+        ImageTower(
+            image_size=f.whole("image_resolution"),
+            patch_size=f.whole("vision_patch_size"),
+            dim=image_width,
+            layers=f.whole("vision_layers"),
+            heads=f.heads("vision_width", 64, [image_width])[0],
+            mlp_dim=4 * image_width,
+            activation="quick_gelu",
+            projection_dim=joint,
+        ),
+    )
+    f.finish()
+    return result
+
+
+def open_clip(config: Json) -> Clip:
+    """A model config of OpenCLIP, with a vision transformer."""
+    f = Fields("OpenCLIP", config)
+    text = Fields("OpenCLIP text_cfg", f.take("text_cfg", None))
+    image = Fields("OpenCLIP vision_cfg", f.take("vision_cfg", None))
+    joint = f.whole("embed_dim")
+    activation: Activation = "quick_gelu" if f.flag("quick_gelu", False) else "gelu"
+    width, image_width = text.whole("width", 512), image.whole("width", 768)
+    result = Clip(
+        TextTower(
+            vocab_size=text.whole("vocab_size", 49408),
+            context_length=text.whole("context_length", 77),
+            dim=width,
+            layers=text.whole("layers", 12),
+            heads=text.whole("heads", 8),
+            mlp_dim=int(width * text.number("mlp_ratio", 4.0)),
+            activation=activation,
+            pad="zero",
+            projection_dim=joint,
+        ),
+        ImageTower(
+            image_size=image.whole("image_size", 224),
+            patch_size=image.whole("patch_size", 16),
+            dim=image_width,
+            layers=image.whole("layers", 12),
+            heads=image.heads("head_width", image.whole("head_width", 64), [image_width])[0],
+            mlp_dim=int(image_width * image.number("mlp_ratio", 4.0)),
+            activation=activation,
+            projection_dim=joint,
+        ),
+    )
+    text.fixed(pool_type="argmax")
+    image.fixed(pool_type="tok")
+    for fields in (f, text, image):
+        fields.finish()
+    return result

@@ -1,0 +1,77 @@
+"""What a UNet reads besides latents, time and text, and what it refuses."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_models as tiny
+
+from sdjax.config import UNet as UNetConfig
+from sdjax.denoisers.unet import UNet
+from sdjax.nn.functional import apply
+from sdjax.weights.stable_diffusion import unet_shapes
+
+UPSCALER = replace(
+    tiny.UNET, vector_dim=None, labels=5, attention=(True, True), cross_only=(True, False)
+)
+X, TIMES, CONTEXT = jnp.ones((1, 4, 4, 4)), jnp.zeros(1), jnp.ones((1, 3, 32))
+
+
+def test_the_label_is_the_row_that_is_added_to_the_time():
+    """Moving a row's numbers into the bias of the time embedding changes nothing."""
+    params = tiny.fill(unet_shapes(UPSCALER))
+    run = jax.jit(
+        lambda params, label: apply(UNet(UPSCALER), params, X, TIMES, CONTEXT, None, label)
+    )
+    outputs = [run(params, jnp.array([label])) for label in range(2)]
+    assert float(jnp.abs(outputs[1] - outputs[0]).max()) > 1e-3
+    row = params["label_embedding"]["embedding"][1]
+    last = params["time_embedding"]["linear_2"]
+    moved = {
+        **params,
+        "label_embedding": {"embedding": jnp.zeros((5, row.size))},
+        "time_embedding": {
+            **params["time_embedding"],
+            "linear_2": {**last, "bias": last["bias"] + row},
+        },
+    }
+    np.testing.assert_allclose(run(moved, jnp.array([3])), outputs[1], atol=1e-5)
+
+
+def test_both_attentions_of_a_cross_only_level_read_the_text():
+    shapes = unet_shapes(UPSCALER)
+    for name in ("down_0_attention_0", "up_0_attention_1"):
+        block = shapes[name]["block"]
+        assert set(block) == {
+            "first_attention",
+            "norm_first",
+            "cross_attention",
+            "norm_cross",
+            "mlp",
+            "norm_mlp",
+        }
+    for name in ("down_1_attention_0", "up_1_attention_0", "mid_attention"):
+        assert "self_attention" in shapes[name]["block"]
+        assert "first_attention" not in shapes[name]["block"]
+
+
+@pytest.mark.parametrize(
+    ("config", "given", "message"),
+    [
+        (UPSCALER, (None, None), "labels 5, but the label given is None"),
+        (tiny.UNET, (None, None), "vector_dim 16, but the vector given is None"),
+        (UPSCALER, (jnp.ones((1, 16)), jnp.ones(1, int)), r"vector_dim None, .* is \(1, 16\)"),
+        (tiny.UNET, (jnp.ones((1, 16)), jnp.ones(1, int)), r"labels None, .* is \(1,\)"),
+    ],
+)
+def test_what_the_config_has_must_be_given_and_nothing_else(config, given, message):
+    with pytest.raises(ValueError, match=message):
+        jax.eval_shape(UNet(config).init, jax.random.key(0), X, TIMES, CONTEXT, *given)
+
+
+def test_flags_for_every_level():
+    with pytest.raises(ValueError, match="UNet: 2 channels, but 1 flags in cross_only"):
+        replace(tiny.UNET, cross_only=(True,))
+    assert isinstance(replace(tiny.UNET, cross_only=(True, False)), UNetConfig)
