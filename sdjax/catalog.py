@@ -57,6 +57,7 @@ FACTS = {
     "sd2-unclip-l": Facts(("stabilityai/stable-diffusion-2-1-unclip-small",), RAIL_2),
     "clip-vit-b-32": Facts(("openai/clip-vit-base-patch32",), "MIT"),
     "clip-vit-l-14": Facts(("openai/clip-vit-large-patch14",), "MIT"),
+    "openclip-vit-l-14": Facts(("laion/CLIP-ViT-L-14-laion2B-s32B-b82K",), "MIT"),
     "openclip-vit-h-14": Facts(("laion/CLIP-ViT-H-14-laion2B-s32B-b79K",), "MIT"),
     "dpt-hybrid": Facts(("Intel/dpt-hybrid-midas",), "Apache-2.0"),
     "safety-checker": Facts(("CompVis/stable-diffusion-safety-checker",)),

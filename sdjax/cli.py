@@ -103,11 +103,14 @@ def _size(text: str) -> int | tuple[int, int]:
 def _imagine(args: argparse.Namespace) -> None:
     from sdjax.pipelines.images import check_png, save_png
     from sdjax.pipelines.load import load
+    from sdjax.pipelines.stable_diffusion import Pipeline
 
     check_png(args.out)
     if args.scale < 1:
         raise ValueError(f"--scale must be at least 1, got {args.scale}")
     pipe = load(args.model)
+    if not isinstance(pipe, Pipeline):
+        raise ValueError(f"{args.model} is no text-to-image model")
     images = pipe(
         args.prompt,
         n=args.n,

@@ -179,6 +179,8 @@ def evaluate(
         ValueError: if fewer than `count` held-out captions exist, or the model has no CLIP.
     """
     pipe = load(model)
+    if not isinstance(pipe, Pipeline):
+        raise ValueError(f"{model} is no text-to-image model")
     judge = load_clip(model)
     words = list(pipe.styles)
     test, train = emoji.load("test", words), emoji.load("train", words)

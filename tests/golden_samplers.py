@@ -98,8 +98,8 @@ DIFFUSERS = {
 }
 
 
-def diffusers_trajectory(case: dict[str, Any]) -> dict[str, np.ndarray]:
-    """A case with the fields scheduler, config, timesteps and x_after_step."""
+def check_diffusers(case: dict[str, Any]) -> None:
+    """Raise NotSupported if sdjax lacks the sampler or an option of it."""
     config = case["config"]
     if case["scheduler"] not in DIFFUSERS:
         raise NotSupported(f"the sampler {case['scheduler']}")
@@ -109,6 +109,12 @@ def diffusers_trajectory(case: dict[str, Any]) -> dict[str, np.ndarray]:
     variance = config.get("variance_type", "fixed_small")
     if variance not in ("fixed_small", "fixed_small_log"):
         raise NotSupported(f"the variance {variance!r}")
+    schedule_of(config)
+
+
+def diffusers_trajectory(case: dict[str, Any]) -> dict[str, np.ndarray]:
+    """A case with the fields scheduler, config, timesteps and x_after_step."""
+    check_diffusers(case)
     return {"x_after_step": DIFFUSERS[case["scheduler"]](case)}
 
 

@@ -1,6 +1,6 @@
 """Replay golden files: every number that they hold, computed by sdjax.
 
-    python tests/replay.py tests/golden/*.json* [--tolerance 2e-4]
+    python tests/replay.py tests/golden/tiny_modules_*.json.gz [--tolerance 2e-4]
 
 A line for each case with its largest absolute error, then "N passed, M failed". What a file holds
 is told from its structure. Exit status: 0, 1 if a case failed, 2 if a file cannot be read.

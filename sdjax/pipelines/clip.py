@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image, UnidentifiedImageError
 
 from sdjax import config
@@ -55,7 +55,11 @@ def embed_texts(tower: config.TextTower, params: Params, tokens: Tokens, end_id:
 
 
 def similarity(
-    model: config.Clip, params: Params, images: Images, tokens: Tokens, end_id: int
+    model: config.Clip,
+    params: Params,
+    images: Float[Array, "images height width 3"],
+    tokens: Int[Array, "texts tokens"],
+    end_id: int,
 ) -> Float[Array, "images texts"]:
     """Cosine of every image with every text (CLIP, arXiv 2103.00020, figure 3).
 
@@ -99,8 +103,8 @@ def read_picture(picture: Picture) -> Image.Image:
         if not path.is_file():
             raise FileNotFoundError(f"no image file {path}")
         try:
-            image = Image.open(path)
-            image.load()
+            with Image.open(path) as opened:
+                image = opened.copy()
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path} is damaged or no image: {error}") from error
     if image.has_transparency_data:
@@ -193,7 +197,7 @@ class Clip:
 
     def rank_images(self, images: Pictures, text: str) -> list[Match]:
         """The images from the one that the text fits best to the worst."""
-        return self.rank(images, self.cosines(images, [text])[:, 0])
+        return self.rank(list(images), self.cosines(images, [text])[:, 0])
 
     def rank(self, items: Sequence[Any], cosines: Float[np.ndarray, " items"]) -> list[Match]:
         """`items` by falling cosine, with probabilities p = softmax(exp(logit_scale) cosine)."""

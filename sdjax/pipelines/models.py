@@ -11,18 +11,13 @@ from jax.typing import DTypeLike
 
 from sdjax.config import Config
 from sdjax.nn.functional import Params
-from sdjax.weights.config_json import from_json
 from sdjax.weights.conversion import describe
 from sdjax.weights.files import MODEL_FILE, load_model, to_params
 from sdjax.weights.hub import REPOSITORY, hub_folder
-from sdjax.weights.layouts import KINDS, component_shapes
 from sdjax.weights.sources import open_source
-from sdjax.weights.tree import flatten
+from sdjax.weights.stored import check_components, stored_config
 
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models"
-
-OPTIONAL = ("image_statistics",)
-"""Components whose absence has a meaning: of these, that they change nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,35 +89,6 @@ def read_model(
 
 def _read_stored(folder: Path, dtype: DTypeLike) -> Model:
     params, described = load_model(folder, dtype)
-    if missing := [name for name in ("kind", "config") if name not in described]:
-        raise ValueError(f"{folder}: model.json lacks {', '.join(missing)}; save the model again")
-    kind = described["kind"]
-    if kind not in KINDS:
-        raise ValueError(
-            f"{folder} holds a {kind!r}, which this sdjax does not know: it knows "
-            f"{', '.join(KINDS)}"
-        )
-    config = from_json(KINDS[kind], described["config"])
+    config = stored_config(described, str(folder))
     check_components(config, params, str(folder))
     return Model(described.get("name", folder.name), config, params, described)
-
-
-def check_components(config: Config, components: Mapping[str, Params], where: str) -> None:
-    """Compare every tensor's path and shape with what the config asks for; compiles nothing.
-
-    Raises:
-        ValueError: names the first that is missing, left over or of another shape.
-    """
-    for name, tree in component_shapes(config).items():
-        if name not in components:
-            if name in OPTIONAL:
-                continue
-            raise ValueError(f"{where} has no {name}.safetensors")
-        expected = {path: leaf.shape for path, leaf in flatten(tree).items()}
-        found = {path: leaf.shape for path, leaf in flatten(components[name]).items()}
-        for path in sorted(expected.keys() | found.keys()):
-            if expected.get(path) != found.get(path):
-                raise ValueError(
-                    f"{where}: {name} does not fit its config: {path} is {found.get(path)}, "
-                    f"wanted {expected.get(path)}"
-                )

@@ -32,10 +32,10 @@ from sdjax.weights.files import load_model, save_model
 
 SHIFT = 3
 """Pixels by which training images are moved about at most."""
-
-
 CAPTIONS, CAPTION_VARIANTS, VARIANT_CHOICE = 2, 3, 4
 """First words of NumPy seeds, one for each use, so that no two uses share a stream."""
+IMAGE_RANGE = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
+"""Of pixels in [0, 1]: CLIP is trained here on images in [-1, 1]."""
 UNKNOWN_RATE = 0.02
 """Share of caption pieces that CLIP's training replaces by the unknown token."""
 
@@ -86,7 +86,7 @@ def clip_task(model: config.Clip, recipe: Recipe) -> Task:
             "kind": "clip",
             "config": to_json(model),
             "vocabulary": list(vocabulary),
-            "preprocessing": "plain",
+            **IMAGE_RANGE,
             "training": facts,
         }
         scale = jnp.minimum(params["logit_scale"], MAX_LOGIT_SCALE)
@@ -258,7 +258,7 @@ def latent_diffusion_task(
             "clip": to_json(clip),
             "vocabulary": clip_model["vocabulary"],
             "logit_scale": float(towers["logit_scale"]),
-            "preprocessing": "plain",
+            **IMAGE_RANGE,
             "training": {
                 "clip": clip_model["training"],
                 "autoencoder": autoencoder_model["training"],

@@ -14,11 +14,11 @@ from sdjax.weights.sources import open_source
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; 0 is success, 2 a mistake in what was given, told in one line."""
+    """Run the command; 0 is success, 2 what was given cannot be converted, told in words."""
     options = _parser().parse_args(arguments)
     try:
         _run(options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"weights_convert.py: {error}", file=sys.stderr)
         return 2
     return 0
@@ -67,8 +67,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> None:
     family = None if options.family == "auto" else options.family
     converted = (options.src / MODEL_FILE).is_file()
-    if converted and not options.export:
-        raise ValueError(f"{options.src} is a model folder already: use --export")
+    if converted and (options.dry_run or not options.export):
+        raise ValueError(f"{options.src} is a model folder already: write it with --export")
     if options.dst is None and not options.dry_run:
         raise ValueError("say with --dst where to write")
     if not converted:

@@ -20,13 +20,15 @@ from sdjax.config import (
     StableDiffusion,
     UNet,
 )
-from sdjax.weights.config_json import from_json, to_json
+from sdjax.image.preprocess import CLIP_MEAN, CLIP_STD
+from sdjax.weights.config_json import to_json
 from sdjax.weights.files import MODEL_FILE, StoredDtype, open_model, open_unused, save_model, sha256
-from sdjax.weights.folders import weights_name, write_configs  # noqa
-from sdjax.weights.layouts import KINDS, Layout, parts
+from sdjax.weights.folders import weights_name, write_configs
+from sdjax.weights.layouts import Layout, parts
 from sdjax.weights.readers import open_tensors
 from sdjax.weights.rules import Rule, assemble, names
-from sdjax.weights.sources import Matched, Source, open_source
+from sdjax.weights.sources import CUSTOM, Matched, Source, open_source
+from sdjax.weights.stored import check_components, stored_config
 from sdjax.weights.tensors import LazyTensor, write_safetensors
 from sdjax.weights.tree import Params, unflatten
 
@@ -69,28 +71,35 @@ def convert_checkpoint(
     source = open_source(src, family, ema)
     components = {name: unflatten(leaves) for name, leaves in source.components().items()}
     verify = partial(check_round_trip, source, dtype=dtype) if check else None
-    save_model(dst, components, describe(source), dtype, source.unused, verify)
+    model = describe(source)
+    model["source"] |= {"sha256": _hashes(source)}
+    save_model(dst, components, model, dtype, source.unused, verify)
     return source
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """The contents of model.json for a converted checkpoint."""
-    folder = source.path if source.path.is_dir() else source.path.parent
+    """The contents of model.json for a checkpoint, but the hashes of its files."""
+    path = source.path.absolute()
     return {
         "kind": source.kind,
-        "name": source.path.stem if source.family == "custom" else source.family,
+        "name": (path.name if path.is_dir() else path.stem)
+        if source.family == CUSTOM
+        else source.family,
         "family": source.family,
         "config": to_json(source.config),
-        **({"preprocessing": "clip"} if source.kind == "clip" else {}),
+        **({"image_mean": CLIP_MEAN, "image_std": CLIP_STD} if source.kind == "clip" else {}),
         "source": {
-            "name": source.path.name,
+            "name": path.name,
             "layout": source.layout,
             "moving_average": source.averaged,
-            "sha256": {
-                os.path.relpath(path, folder): sha256(path) for path in sorted(set(source.files))
-            },
         },
     }
+
+
+def _hashes(source: Source) -> dict[str, str]:
+    """SHA-256 of every file with weights, by its path from the source's folder."""
+    folder = source.path if source.path.is_dir() else source.path.parent
+    return {os.path.relpath(path, folder): sha256(path) for path in sorted(set(source.files))}
 
 
 def check_round_trip(source: Source, folder: Path, *, dtype: StoredDtype) -> None:
@@ -105,6 +114,9 @@ def check_round_trip(source: Source, folder: Path, *, dtype: StoredDtype) -> Non
         for name, pieces in _by_source(matched).items():
             where = f"{source.path}: {matched.part.place}{name}"
             _same(assemble(pieces, leaves), matched.tensors[name], _numpy(dtype), where)
+    unused = open_unused(folder)
+    for name, tensor in source.unused.items():
+        _same(np.asarray(unused[name]), tensor, None, f"{source.path}: {name}")
 
 
 def export_model(
@@ -212,7 +224,10 @@ def _open(
     """Config, leaves and unused tensors (where `layout` has a place for them) of any model."""
     if (Path(src) / MODEL_FILE).is_file():
         components, model = open_model(src)
-        config = from_json(KINDS[model["kind"]], model["config"])
+        config = stored_config(model, str(src))
+        check_components(
+            config, {n: unflatten(leaves) for n, leaves in components.items()}, str(src)
+        )
         unused, origin = open_unused(src), model.get("source", {}).get("layout")
     else:
         source = open_source(src, family, ema)

@@ -5,6 +5,7 @@ Face hub. Layout "midas": the original dpt_hybrid-midas file, and depth_model.mo
 Stable Diffusion 2 depth file.
 """
 
+import functools
 from typing import Literal
 
 import jax
@@ -138,6 +139,7 @@ def depth_table(config: DepthConfig, layout: Layout = "transformers") -> Table:
     return _transformers_table() if layout == "transformers" else _midas_table()
 
 
+@functools.cache
 def depth_shapes(config: DepthConfig) -> Params:
     """The network's parameter tree with shapes for leaves; nothing is computed."""
 

@@ -44,6 +44,17 @@ KINDS: dict[str, type[Config]] = {
 """The field `kind` of model.json, and the config that goes with it. A lone network's component has
 the name of its kind."""
 
+FOLDERS = {
+    "unet": "unet/",
+    "autoencoder": "vae/",
+    "text": "text_encoder/",
+    "depth": "depth_estimator/",
+    "image": "image_encoder/",
+    "image_statistics": "image_normalizer/",
+    "safety": "safety_checker/",
+}
+"""Where diffusers keeps each component."""
+
 ROW = Transform(lambda x: x[0], lambda x: x[None])
 """[1, dim] in the file, [dim] in the tree."""
 
@@ -115,27 +126,27 @@ def _single_file(config: StableDiffusion) -> tuple[Part, ...]:
 
 def _diffusers(config: StableDiffusion) -> tuple[Part, ...]:
     found = [
-        _component("unet", "unet/", config.unet),
-        _component("autoencoder", "vae/", config.autoencoder),
-        _component("text", "text_encoder/", config.text),
+        _component("unet", config.unet),
+        _component("autoencoder", config.autoencoder),
+        _component("text", config.text),
     ]
     if config.depth is not None:
-        found.append(_component("depth", "depth_estimator/", config.depth))
+        found.append(_component("depth", config.depth))
     if config.image is not None:
-        found.append(_component("image", "image_encoder/", config.image))
+        found.append(_component("image", config.image))
         statistics = ImageStatistics(config.image.projection_dim)
-        found.append(_component("image_statistics", "image_normalizer/", statistics))
+        found.append(_component("image_statistics", statistics))
     if config.safety is not None:
-        found.append(_component("safety", "safety_checker/", config.safety))
+        found.append(_component("safety", config.safety))
     return tuple(found)
 
 
-def _component(name: str, place: str, config: Config) -> Part:
+def _component(name: str, config: Config) -> Part:
     of_diffusers = isinstance(config, UNet | Autoencoder | ImageStatistics)
     layout: Layout = "diffusers" if of_diffusers else "transformers"
     found = _lone(config, layout)
     assert found is not None
-    return Part(name, place, found.table, found.shapes)
+    return Part(name, FOLDERS[name], found.table, found.shapes)
 
 
 def _lone(config: Config, layout: Layout) -> Part | None:

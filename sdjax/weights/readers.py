@@ -4,8 +4,9 @@ A path is a file (safetensors, `torch.save`, TorchScript; told apart by content,
 index of shards (`*.index.json`) or a folder that holds one of these. Opening reads names, shapes
 and types; numbers are read tensor by tensor.
 
-In a folder with several files of one model, the choice is: full precision before float16, then
-safetensors before pickles, then one file before shards.
+In a folder with several files of one model, the choice is: names of transformers and diffusers
+before OpenCLIP's, full precision before float16, safetensors before pickles, one file before
+shards.
 """
 
 import json
@@ -54,7 +55,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     path = Path(path)
     if path.is_dir():
-        path = _choose(path)
+        path = path / choose((entry.name for entry in path.iterdir()), str(path))
     _check_regular(path)
     checkpoint = _open_shards(path) if path.name.endswith(".json") else _open_file(path)
     if not checkpoint.tensors:
@@ -62,9 +63,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     return checkpoint
 
 
-def _choose(folder: Path) -> Path:
-    """The weights of a folder."""
-    names = sorted(entry.name for entry in folder.iterdir())
+def choose(names: Iterable[str], folder: str) -> str:
+    """Which of the files `names` has the weights of a folder; `folder` is told in errors.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are several, none better than the others.
+    """
+    names = sorted(names)
     known = [match for name in names if (match := MODEL_FILE.fullmatch(name))]
     ranks = {match[0]: _rank(match) for match in known}
     best = [name for name, rank in ranks.items() if rank == min(ranks.values())]
@@ -79,12 +85,28 @@ def _choose(folder: Path) -> Path:
             f"{folder} holds several files of weights ({', '.join(candidates[:8])}): "
             "give the path of one"
         )
-    return folder / candidates[0]
+    return candidates[0]
 
 
-def _rank(match: re.Match[str]) -> tuple[bool, bool, bool]:
+def _rank(match: re.Match[str]) -> tuple[bool, bool, bool, bool]:
+    # A repository with OpenCLIP's file and that of transformers has the config.json of the latter.
+    openclip = match["stem"].startswith("open_clip")
     half = any(match[f"half_{i}"] for i in (1, 2, 3))
-    return half, match["kind"] == "bin", match["index"] is not None
+    return openclip, half, match["kind"] == "bin", match["index"] is not None
+
+
+def shards_of(index: str, names: Iterable[str]) -> list[str]:
+    """Those of `names` that are shards of the file `index`, told by name; none if it is no index.
+
+    "model.safetensors.index.json" goes with "model-00001-of-00002.safetensors".
+    """
+    match = MODEL_FILE.fullmatch(index)
+    if match is None or match["index"] is None:
+        return []
+    half = r"(\.fp16)" if any(match[f"half_{i}"] for i in (1, 2, 3)) else "()"
+    # The word for half precision comes before the numbers or after them.
+    shard = re.compile(rf"{match['stem']}{half}?-\d+-of-\d+{half}?\.{match['kind']}")
+    return [n for n in names if (m := shard.fullmatch(n)) and (half == "()" or m[1] or m[2])]
 
 
 def _check_regular(path: Path) -> None:
@@ -109,12 +131,12 @@ def _open_file(path: Path) -> Checkpoint:
         head = file.read(512)
     if not head:
         raise ValueError(f"{path} is empty: {AGAIN}")
+    if head[8:9] == b"{":  # first: the length before it may be any bytes, those of a pickle too
+        return _open_safetensors(path)
     if head.startswith(b"PK"):
         return read_zip(path)
     if head.startswith(b"\x80"):
         return read_legacy(path)
-    if head[8:9] == b"{":
-        return _open_safetensors(path)
     raise ValueError(f"{path} {_what_it_is(head)}")
 
 

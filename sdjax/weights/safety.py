@@ -4,6 +4,8 @@ The class inside is one of `transformers`, so it holds CLIP's image tower under 
 `sdjax.weights.clip`.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -33,6 +35,7 @@ def safety_table(config: SafetyCheckerConfig) -> Table:
     return Table(rules, drop=tuple(f"{p}embeddings.position_ids" for p in PREFIXES))
 
 
+@functools.cache
 def safety_shapes(config: SafetyCheckerConfig) -> Params:
     """The checker's parameter tree with shapes for leaves; nothing is computed."""
 

@@ -14,7 +14,7 @@ from sdjax.config import Config, StableDiffusion
 from sdjax.weights import ldm
 from sdjax.weights.files import MODEL_FILE
 from sdjax.weights.folders import diffusers_config, lone_config
-from sdjax.weights.layouts import KINDS, Layout, Part, parts
+from sdjax.weights.layouts import FOLDERS, KINDS, Layout, Part, parts
 from sdjax.weights.readers import open_checkpoint
 from sdjax.weights.recognize import FAMILIES, recognize
 from sdjax.weights.rules import LISTED, Comparison, Rule, compare
@@ -130,15 +130,13 @@ def _open_file(path: Path, family: str | Config | None, ema: bool | None) -> Sou
         config, layout = lone_config(config_file)
     else:
         config, layout = recognize(tensors, str(path), family)
-    averaged = ema is not False and any(name.startswith(ldm.EMA_PREFIX) for name in tensors)
-    if averaged:
-        tensors = _averages(tensors, path)
+    tensors, averaged = _without_averages(tensors, ema, path)
     matched, used = [], set()
     for part in parts(config, layout):
         own = [name for name in tensors if name.startswith(part.place)]
         used.update(own)
         matched.append(_match(part, {name[len(part.place) :]: tensors[name] for name in own}))
-    rest = [name for name in tensors if name not in used and not _is_average(name)]
+    rest = [name for name in tensors if name not in used]
     unused = {name: tensors[name] for name in rest if name in ldm.BUFFERS}
     left_over = tuple(name for name in rest if name not in unused)
     unused |= _dropped(matched)
@@ -160,7 +158,12 @@ def _open_diffusers(path: Path, family: str | Config | None) -> Source:
         config = diffusers_config(path)
     else:
         config = FAMILIES[family] if isinstance(family, str) else family
-        if isinstance(config, StableDiffusion) and (path / "safety_checker").is_dir():
+        if not isinstance(config, StableDiffusion):
+            raise ValueError(
+                f"{path} holds a StableDiffusion in the layout 'diffusers', which {family!r} is "
+                f"not: choose among {', '.join(presets.SYSTEMS)}, or leave out --family"
+            )
+        if isinstance(family, str) and (path / FOLDERS["safety"]).is_dir():
             config = replace(config, safety=presets.SAFETY_CHECKER)
     family = _family(config)
     matched, files = [], []
@@ -192,25 +195,32 @@ def _leaf(tensor: LazyTensor, rule: Rule, shape: tuple[int, ...]) -> LazyTensor:
     return LazyTensor(shape, tensor.dtype, lambda: rule.read(tensor))
 
 
-def _is_average(name: str) -> bool:
-    return name.startswith(ldm.EMA_PREFIX)
+def _without_averages(
+    tensors: Tensors, ema: bool | None, path: Path
+) -> tuple[dict[str, LazyTensor], bool]:
+    """The tensors with one set of weights of the UNet: the averages if wanted, under their names.
 
-
-def _averages(tensors: Tensors, path: Path) -> dict[str, LazyTensor]:
-    """The tensors with the averages in the place of the raw weights."""
-    result = {}
-    for name, tensor in tensors.items():
-        if name.startswith(ldm.UNET_PREFIX):
-            average = ldm.ema_name(name)
-            if average not in tensors:
-                raise ValueError(
-                    f"{path} has averaged weights, but none of {name} (it would be called "
-                    f"{average}): take the raw weights with --no-ema"
-                )
-            result[name] = tensors[average]
-        elif not _is_average(name):
-            result[name] = tensor
-    return result
+    Of the set that is not taken nothing is kept. The second value is whether averages were taken.
+    """
+    averages = {ldm.ema_name(n): n for n in tensors if n.startswith(ldm.UNET_PREFIX)}
+    present = averages.keys() & tensors.keys()
+    if not present:
+        return dict(tensors), False
+    kept = {
+        name: tensor
+        for name, tensor in tensors.items()
+        if name not in present and not (name.startswith(ldm.EMA_PREFIX) and name in ldm.BUFFERS)
+    }
+    if ema is False:
+        return kept, False
+    for average, name in averages.items():
+        if average not in present:
+            raise ValueError(
+                f"{path} has averaged weights, but none of {name} (it would be called "
+                f"{average}): take the raw weights with --no-ema"
+            )
+        kept[name] = tensors[average]
+    return kept, True
 
 
 def _family(config: Config) -> str:

@@ -138,9 +138,11 @@ def _stored(path: Path, info: zipfile.ZipInfo) -> tuple[int, int]:
             "zip it again without compression, or get the file as safetensors"
         )
     with path.open("rb") as file:
-        file.seek(info.header_offset)
+        # A damaged directory can place an entry before the file's beginning.
+        file.seek(max(info.header_offset, 0))
         header = file.read(_LOCAL_HEADER.size)
-    if len(header) < _LOCAL_HEADER.size or header[:4] != b"PK\3\4":
+    in_place = info.header_offset >= 0 and header[:4] == b"PK\3\4"
+    if len(header) < _LOCAL_HEADER.size or not in_place:
         raise ValueError(f"{path} is damaged: {name!r} is not where it should be; {AGAIN}")
     _, name_size, extra_size = _LOCAL_HEADER.unpack(header)
     start = info.header_offset + _LOCAL_HEADER.size + name_size + extra_size

@@ -89,7 +89,7 @@ def record_torch(module: torch.nn.Module, run: Callable[[], Any]) -> Outputs:
             return layer.register_forward_hook(
                 lambda _layer, _args, output: note(f"{name}.out_proj", output[0], False)
             )
-        if isinstance(layer, torch.nn.GroupNorm) and hasattr(layer, "activation"):
+        if isinstance(layer, torch.nn.GroupNorm) and hasattr(layer, "activation"):  # runs it too
             return layer.activation.register_forward_pre_hook(
                 lambda _layer, args: note(name, args[0], second)
             )

@@ -326,6 +326,18 @@ def zip_entry_elsewhere(folder):
     return edit_entry(write_zip(folder / "model.pt", WEIGHTS), "archive/data/0", header_offset=3)
 
 
+@case("not where it should be")
+def zip_entry_before_the_file(folder):
+    path = write_zip(folder / "model.pt", WEIGHTS)
+    data = bytearray(path.read_bytes())
+    end = data.rindex(b"PK\5\6")
+    # A directory that claims a later start: the reader then takes the file for shifted.
+    start = int.from_bytes(data[end + 16 : end + 20], "little")
+    data[end + 16 : end + 20] = (start + 1000).to_bytes(4, "little")
+    path.write_bytes(data)
+    return path
+
+
 @case("more than its own size")
 def zip_overlap_bomb(folder):
     with zipfile.ZipFile(folder / "model.pt", "w") as archive:
