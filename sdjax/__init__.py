@@ -13,8 +13,9 @@ denoisers/  noise --> ( one sampling loop: UNet + guidance + step ) ----+
 >>> pipe("a red apple, 3d style", seed=0)
 """
 
+from sdjax.pipelines.clip import load_clip
 from sdjax.pipelines.images import Images
 from sdjax.pipelines.load import load
 from sdjax.pipelines.stable_diffusion import Pipeline
 
-__all__ = ["Images", "Pipeline", "load"]
+__all__ = ["Images", "Pipeline", "load", "load_clip"]

@@ -39,7 +39,10 @@ def _add_imagine(commands: argparse._SubParsersAction) -> None:
         "prompt", help='for example "a red apple, 3d style"; mini draws noto, twemoji, flat and 3d'
     )
     imagine.add_argument("-n", type=int, default=4, help="pictures, seeds counting up (4)")
-    imagine.add_argument("--model", default="mini", help="bundled name or folder (mini)")
+    imagine.add_argument(
+        "--model", default="mini", help="bundled name, folder, checkpoint or hub name (mini)"
+    )
+    imagine.add_argument("--family", help='what a checkpoint cannot tell, for example "sd2-v"')
     imagine.add_argument("--seed", type=int, default=0, help="of the first picture (0)")
     imagine.add_argument("--steps", type=int, help="denoising steps (the model's own: 30 for mini)")
     imagine.add_argument("--guidance", type=float, help="pull of the text; 1 is none (3 for mini)")
@@ -108,7 +111,7 @@ def _imagine(args: argparse.Namespace) -> None:
     check_png(args.out)
     if args.scale < 1:
         raise ValueError(f"--scale must be at least 1, got {args.scale}")
-    pipe = load(args.model)
+    pipe = load(args.model, family=args.family)
     if not isinstance(pipe, Pipeline):
         raise ValueError(f"{args.model} is no text-to-image model")
     images = pipe(

@@ -1,7 +1,6 @@
 """Text to image: tokens -> text tower -> sampling loop around the UNet -> autoencoder -> pixels."""
 
 import re
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +21,7 @@ from sdjax.diffusion.schedule import Plan, sampling_plan
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.nn.functional import Params, apply
 from sdjax.pipelines.images import Images
+from sdjax.pipelines.words import warn_about_words
 from sdjax.shapes import Keys, Latents, Scalar, Tokens
 from sdjax.text.clip_text import ClipText, TextOutput, end_positions
 from sdjax.text.tokenizer import Tokenizer
@@ -153,7 +153,7 @@ class Pipeline:
         height, width = size if isinstance(size, tuple) else (size, size)
         first_seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(prompts)
         self._check(prompts, n, first_seeds, steps, guidance, negative, height, width, sampler, eta)
-        self._warn_about_words([*prompts, negative])
+        warn_about_words(self.name, self.tokenizer, [*prompts, negative])
 
         repeated = [text for text in prompts for _ in range(n)]
         seeds = np.add.outer(first_seeds, np.arange(n)).reshape(-1).astype(np.int32)
@@ -244,6 +244,12 @@ class Pipeline:
         eta: float,
     ) -> None:
         """Refuse bad input in words."""
+        if self.config.conditioning != "text":
+            raise ValueError(
+                f"{self.name} draws from more than a text (its conditioning is "
+                f"{self.config.conditioning!r}), and this call takes none of it: use its networks, "
+                "`params` and `config`, directly"
+            )
         whole = [("n", n), ("steps", steps), ("height", height), ("width", width)]
         for name, value in [*whole, *(("seed", seed) for seed in seeds)]:
             if not isinstance(value, (int, np.integer)):
@@ -281,12 +287,3 @@ class Pipeline:
                         f"{self.name} does not know the style {asked[1]!r}: "
                         f"choose among {', '.join(self.styles)}"
                     )
-
-    def _warn_about_words(self, texts: list[str]) -> None:
-        """Tell which words are cut off or were never seen in training."""
-        for text in dict.fromkeys(texts):
-            if lost := self.tokenizer.truncated(text):
-                warnings.warn(f"the prompt is too long, this is ignored: {lost!r}", stacklevel=3)
-            if unknown := self.tokenizer.unknown_words(text):
-                words = ", ".join(unknown)
-                warnings.warn(f"{self.name} was never shown the words: {words}", stacklevel=3)

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from sdjax.weights.conversion import Export, convert_checkpoint, export_model
 from sdjax.weights.files import MODEL_FILE, StoredDtype
@@ -66,28 +66,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     family = None if options.family == "auto" else options.family
+    settings: dict[str, Any] = {"family": family, "ema": options.ema}
     converted = (options.src / MODEL_FILE).is_file()
     if converted and (options.dry_run or not options.export):
         raise ValueError(f"{options.src} is a model folder already: write it with --export")
-    if options.dst is None and not options.dry_run:
+    if not (options.dst or options.dry_run):
         raise ValueError("say with --dst where to write")
     if not converted:
-        source = open_source(options.src, family, options.ema)
+        source = open_source(options.src, **settings)
         print(report(source))
         source.check()
     if options.dry_run:
         return
+    settings |= {"dtype": options.dtype, "check": options.check}
     if options.export:
-        settings = {"family": family, "dtype": options.dtype, "ema": options.ema}
-        export_model(options.src, options.dst, options.export, **settings, check=options.check)
+        export_model(options.src, options.dst, options.export, **settings)
     else:
-        convert_checkpoint(
-            options.src,
-            options.dst,
-            family=family,
-            dtype=options.dtype,
-            ema=options.ema,
-            check=options.check,
-        )
+        convert_checkpoint(options.src, options.dst, **settings)
     checked = ", checked bit by bit" if options.check else ""
     print(f"wrote {options.dst}{checked}")

@@ -80,11 +80,10 @@ def convert_checkpoint(
 def describe(source: Source) -> dict[str, Any]:
     """The contents of model.json for a checkpoint, but the hashes of its files."""
     path = source.path.absolute()
+    own = path.name if path.is_dir() else path.stem
     return {
         "kind": source.kind,
-        "name": (path.name if path.is_dir() else path.stem)
-        if source.family == CUSTOM
-        else source.family,
+        "name": own if source.family == CUSTOM else source.family,
         "family": source.family,
         "config": to_json(source.config),
         **({"image_mean": CLIP_MEAN, "image_std": CLIP_STD} if source.kind == "clip" else {}),
@@ -162,10 +161,10 @@ def export_model(
             _write(result, {k: t for part in files.values() for k, t in part.items()}, cast, check)
         else:
             result = new
+            write_configs(config, new)
             for place, tensors in files.items():
                 (new / place).mkdir(exist_ok=True)
                 _write(new / place / weights_name(config, place), tensors, cast, check)
-            write_configs(config, new)
         result.rename(dst)
     finally:
         shutil.rmtree(new, ignore_errors=True)
@@ -225,10 +224,10 @@ def _open(
     if (Path(src) / MODEL_FILE).is_file():
         components, model = open_model(src)
         config = stored_config(model, str(src))
-        check_components(
-            config, {n: unflatten(leaves) for n, leaves in components.items()}, str(src)
-        )
-        unused, origin = open_unused(src), model.get("source", {}).get("layout")
+        trees = {name: unflatten(leaves) for name, leaves in components.items()}
+        check_components(config, trees, str(src))
+        unused = open_unused(src)
+        origin = model["source"]["layout"] if unused else None
     else:
         source = open_source(src, family, ema)
         config, components = source.config, source.components()
