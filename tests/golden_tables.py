@@ -205,10 +205,12 @@ def _resize_input(old: str, meta: dict[str, Any]) -> jax.Array:
 
 
 def _interpolate(kind: str, old: str, new: str, corners: str, blur: str, meta: Any) -> jax.Array:
-    if blur == "True":
-        raise NotSupported("resizing with antialiasing")
     kind = {"bilinear": "linear", "bicubic": "cubic"}[kind]
     x = _resize_input(old, meta)
+    if blur == "True":
+        if corners == "True":
+            raise NotSupported("antialiasing between corners")
+        return _first(jax.image.resize(x, (1, *_size(new), 1), kind))  # JAX's own is the same
     return _first(interpolate(x, _size(new), kind, align_corners=corners == "True"))
 
 
@@ -260,6 +262,13 @@ def _downsample(key: str, padding: Any, kernel: str) -> Callable[[str, Any], jax
     return run
 
 
+def _same_padding(side: str, strides: str, old: str, meta: Any) -> jax.Array:
+    x = _last(input_values("tf", [1, 1, *_size(old)]))
+    kernel = jnp.asarray(weight("tf.weight", [1, 1, int(side), int(side)]).transpose(2, 3, 1, 0))
+    step = (int(strides), int(strides))
+    return _first(jax.lax.conv_general_dilated(x, kernel, step, "SAME", dimension_numbers=NHWC))
+
+
 def _pillow(kind: str, width: str, height: str, meta: Any) -> np.ndarray:
     """The project resizes with Pillow itself."""
     u = (_uniform("input:pil", [7, 9, 3]) + 1) / 2
@@ -267,6 +276,7 @@ def _pillow(kind: str, width: str, height: str, meta: Any) -> np.ndarray:
     return np.asarray(image.resize((int(width), int(height)), Image.Resampling[kind.upper()]))
 
 
+NHWC = ("NHWC", "HWIO", "NHWC")
 SIZE = r"(\d+x\d+)"
 OPERATIONS: tuple[tuple[str, Callable[..., Any]], ...] = (
     (
@@ -275,6 +285,7 @@ OPERATIONS: tuple[tuple[str, Callable[..., Any]], ...] = (
     ),
     (rf"interpolate nearest {SIZE}->{SIZE}", _nearest),
     ("gelu erf", _activation(exact_gelu)),
+    ("gelu tanh", _activation(nn.gelu)),  # Flax's default: of no published model here
     ("quick_gelu", _activation(quick_gelu)),
     ("silu", _activation(nn.silu)),
     (r"group_norm (\d+)ch (\d+) groups eps(\S+)", _group_norm),
@@ -288,6 +299,7 @@ OPERATIONS: tuple[tuple[str, Callable[..., Any]], ...] = (
         rf"unet downsample conv3x3 stride2 padding1 on {SIZE}",
         _downsample("vd", SYMMETRIC, "vd.weight"),
     ),
+    (rf"conv same_pad TF (\d+)x\d+ stride(\d) on {SIZE}", _same_padding),
     (r"PIL (bicubic|lanczos|bilinear|box) uint8 9wx7h -> (\d+)wx(\d+)h", _pillow),
 )
-"""(name of the operation, with its numbers; ours). The "tanh" GELU is nobody's here."""
+"""(name of the operation, with its numbers; ours)."""
