@@ -1,0 +1,175 @@
+"""Which noise levels a run visits: the spacing of its steps.
+
+Two questions are apart: how the times are spaced (`Spacing`), and by which published convention a
+sampler rounds and counts them (`Convention`). All times are of a schedule with T training steps;
+time 0 is the least noisy.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from sdjax.config import Schedule
+from sdjax.diffusion.schedule import alpha_bars
+from sdjax.diffusion.solvers import Level
+
+Spacing = Literal["leading", "trailing", "linspace", "karras", "exponential", "log-snr"]
+"""Of times: "leading" multiples of T / N, "trailing" the same counted from the end, "linspace" both
+ends included. Of noise levels, between the schedule's own ends: "karras" (arXiv 2206.00364,
+equation 5), "exponential" and "log-snr", both even in log(sigma / alpha), which differ in how they
+round times."""
+
+Convention = Literal["ddim", "sigma", "multistep"]
+"""How the code that published a sampler chooses times: DDIM, DDPM and PNDM; the family of
+k-diffusion, whose times may be fractions; the solvers in log-SNR, which place N + 1 points."""
+
+KARRAS_RHO = 7.0
+"""The exponent of equation 5 in arXiv 2206.00364."""
+
+
+class Levels:
+    """The noise levels of a schedule, at whole times and between them."""
+
+    def __init__(self, schedule: Schedule) -> None:
+        alpha_bar = alpha_bars(schedule)
+        self.alpha, self.sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+        with np.errstate(divide="ignore"):
+            self.log_spread = np.log(self.sigma) - np.log(self.alpha)
+
+    def at_time(self, time: float) -> Level:
+        """The level of a time in [0, T); between whole times sigma / alpha is interpolated."""
+        whole = round(time)
+        if whole == time:
+            return Level(time, float(self.alpha[whole]), float(self.sigma[whole]))
+        spread = np.interp(time, np.arange(len(self.alpha)), self.sigma / self.alpha)
+        return of_spread(float(spread), time)
+
+    def at_spread(self, spread: float) -> Level:
+        """The level of a given sigma / alpha; its time is interpolated in the logarithm."""
+        time = np.interp(math.log(spread), self.log_spread, np.arange(len(self.alpha)))
+        return of_spread(spread, float(time))
+
+
+END = Level(0.0, 1.0, 0.0)
+"""Data, without noise."""
+
+
+def of_spread(spread: float, time: float) -> Level:
+    """The level whose sigma / alpha is `spread`."""
+    alpha = 1 / math.sqrt(1 + spread**2)
+    return Level(time, alpha, spread * alpha)
+
+
+def visited(
+    schedule: Schedule,
+    steps: int,
+    spacing: Spacing,
+    convention: Convention,
+    *,
+    offset: int = 1,
+    end: Literal["data", "first"] = "data",
+) -> list[Level]:
+    """The `steps` + 1 levels of a run, from noise to data.
+
+    Args:
+        schedule: of training.
+        steps: of the sampler, 1 to T - offset.
+        spacing: see `Spacing`.
+        convention: see `Convention`.
+        offset: added to the times of "leading"; Stable Diffusion has 1.
+        end: "data" ends without noise, "first" at the schedule's time 0 (Stable Diffusion's DDIM
+            and PLMS).
+
+    Raises:
+        ValueError: if `steps` is out of range.
+    """
+    levels = Levels(schedule)
+    last = END if end == "data" else levels.at_time(0)
+    if spacing in ("leading", "trailing", "linspace"):
+        times = timesteps(schedule.train_steps, steps, spacing, convention, offset)
+        return [*(levels.at_time(time) for time in times), last]
+    most, least = np.exp(levels.log_spread[[-1, 0]])
+    if spacing == "karras":
+        ramp = np.linspace(most ** (1 / KARRAS_RHO), least ** (1 / KARRAS_RHO), steps)
+        spreads = ramp**KARRAS_RHO
+    else:
+        spreads = np.exp(np.linspace(math.log(most), math.log(least), steps))
+    found = [levels.at_spread(float(spread)) for spread in spreads]
+    if convention == "multistep":
+        # Published code cuts "exponential" times off and rounds the others.
+        whole = math.floor if spacing == "exponential" else round
+        found = [Level(whole(level.timestep), level.alpha, level.sigma) for level in found]
+    return [*found, last]
+
+
+def timesteps(
+    train_steps: int, steps: int, spacing: str, convention: Convention, offset: int = 1
+) -> np.ndarray:
+    """Times of "leading", "trailing" or "linspace", decreasing; fractions only in "sigma".
+
+    Raises:
+        ValueError: if the steps do not fit into [1, train_steps - offset].
+    """
+    most = train_steps - (offset if spacing == "leading" else 0)
+    if not 1 <= steps <= most:
+        raise ValueError(f"steps must be between 1 and {most}, got {steps}")
+    if spacing == "trailing":
+        return np.round(np.arange(train_steps, 0, -train_steps / steps))[:steps] - 1
+    if spacing == "leading":
+        points = steps + 1 if convention == "multistep" else steps
+        return (np.arange(points) * (train_steps // points))[::-1][:steps] + float(offset)
+    points = steps + 1 if convention == "multistep" else steps
+    times = np.linspace(0, train_steps - 1, points)[::-1][:steps]
+    return times if convention == "sigma" else np.round(times)
+
+
+def ldm_timesteps(train_steps: int, steps: int, kind: Literal["uniform", "quad"]) -> np.ndarray:
+    """Times of the original latent-diffusion code, increasing.
+
+    "uniform" may give more times than asked for: 31 for 30 of 1000.
+    """
+    if kind == "uniform":
+        return np.arange(0, train_steps, train_steps // steps) + 1
+    return np.floor(np.linspace(0, math.sqrt(0.8 * train_steps), steps) ** 2).astype(int) + 1
+
+
+def openai_timesteps(train_steps: int, sections: str | Sequence[int]) -> np.ndarray:
+    """Times of the original code of OpenAI ("respacing"), increasing.
+
+    Args:
+        train_steps: T.
+        sections: numbers of steps in equal sections of [0, T), as a list or as "10,15,20"; "ddimN"
+            for N times at a whole stride; "fast27" for GLIDE's own choice of 27.
+
+    Raises:
+        ValueError: if a section is too short, or no whole stride gives N times.
+    """
+    if isinstance(sections, str):
+        if sections.startswith("ddim"):
+            return _whole_stride(train_steps, int(sections[4:]))
+        if sections == "fast27":
+            times = openai_timesteps(train_steps, "10,10,3,2,2")
+            return np.append(times[:-1], train_steps - 3)
+        sections = [int(count) for count in sections.split(",")]
+    size, longer = divmod(train_steps, len(sections))
+    times, start = [], 0
+    for i, count in enumerate(sections):
+        length = size + (i < longer)
+        if length < count:
+            raise ValueError(f"a section of {length} times cannot have {count} steps")
+        stride = 1 if count <= 1 else (length - 1) / (count - 1)
+        position = 0.0
+        for _ in range(count):
+            times.append(start + round(position))
+            position += stride  # added up, as there: a product would round elsewhere
+        start += length
+    return np.array(times)
+
+
+def _whole_stride(train_steps: int, count: int) -> np.ndarray:
+    for stride in range(1, train_steps):
+        if len(range(0, train_steps, stride)) == count:
+            return np.arange(0, train_steps, stride)
+    raise ValueError(f"no whole stride visits {count} of {train_steps} times")
