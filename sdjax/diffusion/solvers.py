@@ -38,12 +38,12 @@ class Level:
 
     @property
     def spread(self) -> float:
-        """sigma / alpha: the noise level of arXiv 2206.00364."""
+        """Sigma / alpha: the noise level of arXiv 2206.00364."""
         return self.sigma / self.alpha
 
     @property
     def log_snr(self) -> float:
-        """lambda = log(alpha / sigma) (half the log-SNR; arXiv 2206.00927); inf at the end."""
+        """Lambda = log(alpha / sigma) (half the log-SNR; arXiv 2206.00927); inf at the end."""
         return math.inf if self.sigma == 0 else math.log(self.alpha / self.sigma)
 
 
@@ -59,7 +59,9 @@ At = Callable[[float], Level]
 """The level of a given spread, for samplers that look between the levels of a plan."""
 
 
-def state(x: Vector, anchor: Vector = ANCHOR, memory: Sequence[Vector] = (M1, M2, M3, M4)) -> Vector:
+def state(
+    x: Vector, anchor: Vector = ANCHOR, memory: Sequence[Vector] = (M1, M2, M3, M4)
+) -> Vector:
     """The map of one call. What is not given stays as it is."""
     filled = [*memory, *([NOTHING] * (4 - len(memory)))]
     return np.stack([x, anchor, *filled])
@@ -83,9 +85,7 @@ def ddim(levels: Sequence[Level], eta: float = 0.0) -> list[Call]:
     x' = alpha' x0 + sqrt(sigma'^2 - s^2) eps + s noise, with
     s = eta (sigma' / sigma) sqrt(1 - alpha^2 / alpha'^2) (equation 16).
     """
-    return [
-        Call(here, state(_ddim(here, there, eta))) for here, there in zip(levels, levels[1:])
-    ]
+    return [Call(here, state(_ddim(here, there, eta))) for here, there in zip(levels, levels[1:])]
 
 
 def _ddim(here: Level, there: Level, eta: float) -> Vector:
@@ -249,8 +249,13 @@ def pndm(levels: Sequence[Level], middles: Sequence[Level]) -> list[Call]:
         old = (EPS, M1, M2)
         calls += [
             Call(here, state(transfer(X, EPS, here, middle), X, (*old, EPS / 6))),
-            Call(middle, state(transfer(ANCHOR, EPS, here, middle), memory=(M1, M2, M3, M4 + EPS / 3))),
-            Call(middle, state(transfer(ANCHOR, EPS, here, there), memory=(M1, M2, M3, M4 + EPS / 3))),
+            Call(
+                middle,
+                state(transfer(ANCHOR, EPS, here, middle), memory=(M1, M2, M3, M4 + EPS / 3)),
+            ),
+            Call(
+                middle, state(transfer(ANCHOR, EPS, here, there), memory=(M1, M2, M3, M4 + EPS / 3))
+            ),
             Call(there, state(transfer(ANCHOR, total + EPS / 6, here, there))),
         ]
     return calls
@@ -344,7 +349,9 @@ def singlestep_orders(steps: int, order: int) -> list[int]:
     if order == 2:
         return [1, 2] * (steps // 2 - 1 + steps % 2) + ([1] if steps % 2 else [1, 1])
     groups = [1, 2, 3] * ((steps - 1) // 3)
-    return groups + {0: [1, 2, 1], 1: [1], 2: [1, 2]}[steps % 3] if steps % 3 else groups + [1, 2, 1]
+    return (
+        groups + {0: [1, 2, 1], 1: [1], 2: [1, 2]}[steps % 3] if steps % 3 else groups + [1, 2, 1]
+    )
 
 
 class _Exponential(NamedTuple):
@@ -455,7 +462,7 @@ def unipc(
     corrected, last_order = X, 0
     for i, here in enumerate(levels[:-1]):
         if i > 0:
-            opinions = (newest, *old[: last_order])
+            opinions = (newest, *old[:last_order])
             corrected = _unipc(ANCHOR, opinions, levels[: i + 1], algorithm, variant, corrects=True)
         used = min(order, i + 1)
         if lower_order_final:
