@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from sdjax.config import Prediction
 from sdjax.diffusion.parameterization import split
-from sdjax.diffusion.samplers import Plan
+from sdjax.diffusion.samplers import Calls, Plan
 from sdjax.diffusion.solvers import SLOTS
 from sdjax.shapes import Keys, Latents, Scalar, Timesteps
 
@@ -89,7 +89,7 @@ def sample(
         The final latents, and the trajectory or None.
     """
 
-    def opinion(x: Latents, info: Plan) -> tuple[Latents, Latents, Latents, Any]:
+    def opinion(x: Latents, info: Calls) -> tuple[Latents, Latents, Latents, Any]:
         """(x0, eps, standard deviation of learned variance or 1, what else to record)."""
         result = denoise(x, jnp.full((x.shape[0],), info.timestep, jnp.float32))
         output, extra = result if isinstance(result, tuple) else (result, None)
@@ -104,7 +104,7 @@ def sample(
             eps = (x - info.alpha * x0) / info.sigma
         return x0, eps, deviation, extra
 
-    def advance(slots: Array, info: Plan, index: Array) -> tuple[Array, Trajectory]:
+    def advance(slots: Array, info: Calls, index: Array) -> tuple[Array, Trajectory]:
         x = slots[0]
         x0, eps, deviation, extra = opinion(x, info)
         noise = deviation * normal_per_image(keys, x.shape[1:], index + 1)
@@ -116,7 +116,7 @@ def sample(
     if remat:
         advance = jax.checkpoint(advance)
 
-    def body(slots: Array, scanned: tuple[Plan, Array]) -> tuple[Array, Trajectory | None]:
+    def body(slots: Array, scanned: tuple[Calls, Array]) -> tuple[Array, Trajectory | None]:
         info, index = scanned
         recorded = jax.eval_shape(advance, slots, info, index)[1] if trajectory else None
 
@@ -131,10 +131,8 @@ def sample(
         return jax.lax.cond(info.active, go, rest, slots)
 
     slots = jnp.zeros((SLOTS, *x.shape), jnp.float32).at[0].set(x)
-    start = plan.start  # no call's own: the scan runs over the others
-    calls = plan._replace(start=jnp.zeros((plan.active.shape[0], 0)))
-    slots, recorded = jax.lax.scan(body, slots, (calls, jnp.arange(plan.active.shape[0])))
-    del start
+    index = jnp.arange(plan.calls.active.shape[0])
+    slots, recorded = jax.lax.scan(body, slots, (plan.calls, index))
     return slots[0], recorded
 
 

@@ -14,17 +14,20 @@ Values = Float[Array, "batch height width channels"]
 PerImage = Float[Array, "..."]
 
 
-def _expand(alpha_bar: PerImage) -> PerImage:
+def _expand(values: PerImage) -> PerImage:
     """A scalar stays a scalar; [batch] becomes [batch, 1, 1, 1]."""
-    return alpha_bar if alpha_bar.ndim == 0 else alpha_bar[:, None, None, None]
+    return values if values.ndim == 0 else values[:, None, None, None]
 
 
 def split(
-    output: Values, x: Values, alpha_bar: PerImage, prediction: Prediction
+    output: Values, x: Values, alpha: PerImage, sigma: PerImage, prediction: Prediction
 ) -> tuple[Values, Values]:
-    """(x0, eps) implied by a network output at x_t; `alpha_bar` is a scalar or [batch]."""
-    ab = _expand(alpha_bar)
-    a, s = ab**0.5, (1 - ab) ** 0.5
+    """(x0, eps) implied by a network output at x = alpha x0 + sigma eps.
+
+    Both levels are scalars or [batch]. They come apart, and not as alpha-bar, because near the data
+    sigma^2 = 1 - alpha-bar has few digits left in float32.
+    """
+    a, s = _expand(alpha), _expand(sigma)
     if prediction == "eps":
         return (x - s * output) / a, output
     if prediction == "v":

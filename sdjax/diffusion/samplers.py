@@ -122,12 +122,8 @@ def find_sampler(name: str, spacing: Spacing) -> tuple[Sampler, Spacing]:
     return SAMPLERS[key], spacing
 
 
-class Plan(NamedTuple):
-    """Every call of the network in one run, padded to a static length: data, not structure.
-
-    Because the number of calls is only a mask, and a sampler only numbers, runs of 20 and of 50
-    steps, and of any two samplers, share one executable. All fields are float32 but `active`.
-    """
+class Calls(NamedTuple):
+    """The calls of the network in one run, padded to a static length."""
 
     timestep: Float[Array, " calls"]  # passed to the network
     alpha: Float[Array, " calls"]  # x = alpha x0 + sigma eps, where the network looks
@@ -135,6 +131,16 @@ class Plan(NamedTuple):
     state: Float[Array, "calls slots inputs"]  # see `sdjax.diffusion.solvers`
     log_variance: Float[Array, "calls 2"]  # least and most, of samplers with learned variance
     active: Bool[Array, " calls"]  # False in the padding
+
+
+class Plan(NamedTuple):
+    """One run: data, not structure.
+
+    Because the number of calls is only a mask, and a sampler only numbers, runs of 20 and of 50
+    steps, and of any two samplers, share one executable. All fields are float32 but `active`.
+    """
+
+    calls: Calls
     start: Float[Array, " 2"]  # the run begins at start[0] x0 + start[1] noise
 
 
@@ -204,7 +210,7 @@ def make_plan(calls: Sequence[Call], max_calls: int, start: tuple[float, float])
         widths = [(0, pad)] + [(0, 0)] * (array.ndim - 1)
         return jnp.asarray(np.pad(array, widths, constant_values=filler), jnp.float32)
 
-    return Plan(
+    padded_calls = Calls(
         timestep=padded([call.level.timestep for call in calls], 0.0),
         # 1 in the padding keeps divisions finite where nothing is kept anyway.
         alpha=padded([call.level.alpha for call in calls], 1.0),
@@ -212,5 +218,5 @@ def make_plan(calls: Sequence[Call], max_calls: int, start: tuple[float, float])
         state=padded([call.state for call in calls], 0.0),
         log_variance=padded([call.log_variance or (0.0, 0.0) for call in calls], 0.0),
         active=jnp.arange(max_calls) < len(calls),
-        start=jnp.asarray(start, jnp.float32),
     )
+    return Plan(padded_calls, jnp.asarray(start, jnp.float32))
