@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 Activation = Literal["quick_gelu", "gelu", "geglu"]
 Prediction = Literal["eps", "v", "x0"]
+Betas = Literal["linear", "scaled_linear", "cosine"]
 
 
 def _require(condition: bool, message: str) -> None:
@@ -178,14 +179,31 @@ class Schedule:
     DDIM (arXiv 2010.02502).
     """
 
-    betas: Literal["linear", "scaled_linear", "cosine"]
-    beta_start: float = 0.00085  # unused by "cosine"
+    betas: Betas | tuple[float, ...]  # by name, or all of them
+    beta_start: float = 0.00085  # of "linear" and "scaled_linear"
     beta_end: float = 0.012
     train_steps: int = 1000
     prediction: Prediction = "eps"
+    zero_snr: bool = False  # rescaled so that the last time is noise alone (arXiv 2305.08891)
 
     def __post_init__(self) -> None:
         _require_choices(self)
+        if isinstance(self.betas, tuple):
+            _require(
+                len(self.betas) == self.train_steps and all(0 < b < 1 for b in self.betas),
+                f"Schedule: {len(self.betas)} betas for {self.train_steps} train_steps: there must "
+                "be as many, each between 0 and 1",
+            )
+        else:
+            _require(
+                self.betas in get_args(Betas),
+                f"Schedule: betas is {self.betas!r}, choose among {', '.join(get_args(Betas))}",
+            )
+        _require(
+            not (self.zero_snr and self.prediction == "eps"),
+            "Schedule: with zero_snr a network cannot predict eps, which says nothing about the "
+            "picture where there is only noise: choose v or x0",
+        )
         _require(
             0 < self.beta_start <= self.beta_end < 1,
             f"Schedule: betas must satisfy 0 < beta_start <= beta_end < 1, "

@@ -17,16 +17,34 @@ PRNG = "threefry2x32"
 """Of all noise, whatever the process's default: a seed means the same picture everywhere."""
 
 Denoise = Callable[[Latents, Timesteps], Any]
-"""Network output for latents and timesteps, guidance included; or (output, what else to record)."""
+"""Network output for latents and timesteps, guidance included; or (output, what went into it)."""
+
+State = Float[Array, "slots batch _height _width _channels"]
+"""What a sampler remembers: see `sdjax.diffusion.solvers.maps`. Slot 0 is x."""
+
+
+class Limits(NamedTuple):
+    """How far predicted data may go; the numbers are traced."""
+
+    clip: Scalar | float = jnp.inf  # x0 is clipped to [-clip, clip]
+    quantile: Scalar | float | None = None  # of dynamic thresholding, which replaces the clip
+    most: Scalar | float = 1.0  # of its threshold
+
+
+NO_LIMITS = Limits()
 
 
 class Trajectory(NamedTuple):
-    """Every call of a run, padded calls included: the first axis of every array."""
+    """Calls of a run: the first axis of every array. Where no call was made there is 0."""
 
     x: Float[Array, "calls batch height width channels"]  # where the network looked
     x0: Float[Array, "calls batch height width channels"]  # its opinion, as data
     eps: Float[Array, "calls batch height width channels"]  # and as noise
-    extra: Any  # what `denoise` returned beside its output; None if nothing
+    branches: tuple[Array, ...]  # eps of each output that guidance combined
+
+    def norms(self) -> "Trajectory":
+        """The root mean square of every picture: [calls, batch] in each array."""
+        return jax.tree.map(lambda values: jnp.sqrt(jnp.mean(values**2, axis=(2, 3, 4))), self)
 
 
 def image_keys(seeds: Int[Array, " batch"]) -> Keys:
@@ -56,90 +74,117 @@ def begin(plan: Plan, noise: Latents, x0: Latents | None = None) -> Latents:
     return scaled if x0 is None else plan.start[0] * x0 + scaled
 
 
-def sample(
+def begin_state(x: Latents) -> Array:
+    """The state at the start of a run, which remembers nothing."""
+    return jnp.zeros((SLOTS, *x.shape), jnp.float32).at[0].set(x)
+
+
+def call(
     denoise: Denoise,
-    plan: Plan,
-    x: Latents,
+    info: Calls,
+    index: Array | int,
+    state: State,
     keys: Keys,
     *,
     prediction: Prediction,
-    clip: Scalar | float = jnp.inf,
-    threshold: tuple[float, float] | None = None,
+    limits: Limits = NO_LIMITS,
     eps_from_clipped: bool = False,
+) -> tuple[Array, Trajectory]:
+    """One call of the network, and the linear map that follows it.
+
+    Args:
+        denoise: see `Denoise`. An output with twice the channels of x is (prediction, share of the
+            learned variance, -1 to 1), for plans with learned variance.
+        info: row `index` of the plan's calls.
+        index: noise is drawn from each key folded with index + 1.
+        state: see `State`.
+        keys: one per image.
+        prediction: what the network predicts; static.
+        limits: see `Limits`.
+        eps_from_clipped: compute eps from the limited x0, so that both agree; static.
+    """
+    x = state[0]
+    result = denoise(x, jnp.full((x.shape[0],), info.timestep, jnp.float32))
+    output, parts = result if isinstance(result, tuple) else (result, ())
+
+    def opinion(output: Array) -> tuple[Array, Array]:
+        return split(output.astype(jnp.float32), x, info.alpha, info.sigma, prediction)
+
+    noise = normal_per_image(keys, x.shape[1:], index + 1)
+    if output.shape[-1] == 2 * x.shape[-1]:
+        output, share = jnp.split(output, 2, axis=-1)
+        least, most = info.log_variance
+        noise = noise * jnp.exp(0.5 * (least + (share + 1) / 2 * (most - least)))
+    x0, eps = opinion(output)
+    x0 = _limit(x0, limits)
+    if eps_from_clipped:
+        eps = (x - info.alpha * x0) / info.sigma
+    inputs = jnp.concatenate([state, jnp.stack([x0, eps, noise])])
+    # In full precision: an accelerator's default would round the latents at every step.
+    state = jnp.einsum("si,i...->s...", info.state, inputs, precision="highest")
+    return state, Trajectory(x, x0, eps, tuple(opinion(part)[1] for part in parts))
+
+
+def walk(
+    denoise: Denoise,
+    plan: Plan,
+    state: State,
+    keys: Keys,
+    *,
     trajectory: bool = False,
     remat: bool = False,
-) -> tuple[Latents, Trajectory | None]:
+    **options: Any,
+) -> tuple[Array, Trajectory | None]:
+    """All active calls of the plan; see `sample`. A run may be walked in parts."""
+
+    def advance(state: Array, info: Calls, index: Array) -> tuple[Array, Trajectory]:
+        return call(denoise, info, index, state, keys, **options)
+
+    if remat:
+        advance = jax.checkpoint(advance, prevent_cse=False)  # a scan needs no more
+
+    def body(state: Array, scanned: tuple[Calls, Array]) -> tuple[Array, Trajectory | None]:
+        info, index = scanned
+        recorded = jax.eval_shape(advance, state, info, index)[1] if trajectory else None
+
+        def rest(state: Array) -> tuple[Array, Trajectory | None]:
+            return state, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), recorded)
+
+        def go(state: Array) -> tuple[Array, Trajectory | None]:
+            state, made = advance(state, info, index)
+            return state, made if trajectory else None
+
+        return jax.lax.cond(info.active, go, rest, state)
+
+    index = jnp.arange(plan.calls.active.shape[0])
+    return jax.lax.scan(body, state, (plan.calls, index))
+
+
+def sample(
+    denoise: Denoise, plan: Plan, x: Latents, keys: Keys, **options: Any
+) -> tuple[Array, Trajectory | None]:
     """Walk from noise to data.
 
     Args:
-        denoise: see `Denoise`. An output with twice the channels of `x` is (prediction, share of
-            the learned variance, -1 to 1), for plans with learned variance.
+        denoise: see `Denoise`.
         plan: the calls, padded; inactive ones cost nothing.
         x: latents to start from, as `begin` gives them.
         keys: one per image; call k draws from the key folded with k + 1.
-        prediction: what the network predicts; static.
-        clip: x0 is clipped to [-clip, clip]; traced.
-        threshold: (quantile, most) of dynamic thresholding (Imagen, arXiv 2205.11487, section 2.3);
-            static. It replaces `clip`.
-        eps_from_clipped: compute eps from the clipped x0, so that both agree; static.
-        trajectory: also return every call; static.
-        remat: keep only the state of every call for gradients and compute the rest again; static.
+        **options: of `call`: prediction, limits, eps_from_clipped. And, static, trajectory: also
+            return every call; remat: for gradients keep only the state between the calls, and
+            compute the rest again.
 
     Returns:
         The final latents, and the trajectory or None.
     """
-
-    def opinion(x: Latents, info: Calls) -> tuple[Latents, Latents, Latents, Any]:
-        """(x0, eps, standard deviation of learned variance or 1, what else to record)."""
-        result = denoise(x, jnp.full((x.shape[0],), info.timestep, jnp.float32))
-        output, extra = result if isinstance(result, tuple) else (result, None)
-        deviation = jnp.ones(())
-        if output.shape[-1] == 2 * x.shape[-1]:
-            output, share = jnp.split(output, 2, axis=-1)
-            least, most = info.log_variance
-            deviation = jnp.exp(0.5 * (least + (share + 1) / 2 * (most - least)))
-        x0, eps = split(output, x, info.alpha, info.sigma, prediction)
-        x0 = _limit(x0, clip, threshold)
-        if eps_from_clipped:
-            eps = (x - info.alpha * x0) / info.sigma
-        return x0, eps, deviation, extra
-
-    def advance(slots: Array, info: Calls, index: Array) -> tuple[Array, Trajectory]:
-        x = slots[0]
-        x0, eps, deviation, extra = opinion(x, info)
-        noise = deviation * normal_per_image(keys, x.shape[1:], index + 1)
-        inputs = jnp.concatenate([slots, jnp.stack([x0, eps, noise])])
-        # In full precision: an accelerator's default would round the latents at every step.
-        slots = jnp.einsum("si,i...->s...", info.state, inputs, precision="highest")
-        return slots, Trajectory(x, x0, eps, extra)
-
-    if remat:
-        advance = jax.checkpoint(advance)
-
-    def body(slots: Array, scanned: tuple[Calls, Array]) -> tuple[Array, Trajectory | None]:
-        info, index = scanned
-        recorded = jax.eval_shape(advance, slots, info, index)[1] if trajectory else None
-
-        def rest(slots: Array) -> tuple[Array, Any]:
-            blank = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), recorded)
-            return slots, blank
-
-        def go(slots: Array) -> tuple[Array, Any]:
-            slots, call = advance(slots, info, index)
-            return slots, call if trajectory else None
-
-        return jax.lax.cond(info.active, go, rest, slots)
-
-    slots = jnp.zeros((SLOTS, *x.shape), jnp.float32).at[0].set(x)
-    index = jnp.arange(plan.calls.active.shape[0])
-    slots, recorded = jax.lax.scan(body, slots, (plan.calls, index))
-    return slots[0], recorded
+    state, recorded = walk(denoise, plan, begin_state(x), keys, **options)
+    return state[0], recorded
 
 
-def _limit(x0: Latents, clip: Scalar | float, threshold: tuple[float, float] | None) -> Latents:
-    if threshold is None:
-        return jnp.clip(x0, -clip, clip)
-    quantile, most = threshold
-    size = jnp.quantile(jnp.abs(x0.reshape(x0.shape[0], -1)), quantile, axis=1)
-    size = jnp.clip(size, 1.0, most)[:, None, None, None]
+def _limit(x0: Array, limits: Limits) -> Array:
+    """Clipping, or dynamic thresholding (Imagen, arXiv 2205.11487, section 2.3)."""
+    if limits.quantile is None:
+        return jnp.clip(x0, -limits.clip, limits.clip)
+    size = jnp.quantile(jnp.abs(x0.reshape(x0.shape[0], -1)), limits.quantile, axis=1)
+    size = jnp.clip(size, 1.0, limits.most)[:, None, None, None]
     return jnp.clip(x0, -size, size) / size

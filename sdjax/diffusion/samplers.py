@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,113 +12,159 @@ from jaxtyping import Array, Bool, Float
 from sdjax.config import Schedule
 from sdjax.diffusion import solvers
 from sdjax.diffusion.solvers import Call, Level
-from sdjax.diffusion.times import Convention, Levels, Spacing, visited
+from sdjax.diffusion.solvers.onestep import MOST_CHURN
+from sdjax.diffusion.times import Convention, End, Levels, Spacing, visited
+
+Build = Callable[[Sequence[Level], Levels, float], list[Call]]
+"""The calls for the levels of a run, all levels of the schedule, and eta."""
 
 
 @dataclass(frozen=True)
 class Sampler:
     """One row of the table of samplers."""
 
-    build: Callable[[Sequence[Level], Levels, float], list[Call]]  # levels, the schedule's, eta
+    build: Build
     convention: Convention  # by which its times are chosen
-    order: int | None  # of convergence; None: it draws noise
+    order: int | None  # of convergence between levels with noise; None: it draws noise
     calls: int  # of the network per step
     source: str
+    eta: str = ""  # what eta means; "": it must be 0
+    end: End | None = None  # where it must end; None: anywhere
+    exact: bool = False  # takes a level without any signal as it is
+    inverse: bool = False  # walks from data to noise
 
 
-def _plain(build: Callable[..., list[Call]], **options: Any) -> Callable[..., list[Call]]:
+def _plain(build: Callable[..., list[Call]], **options: Any) -> Build:
     """A sampler that needs nothing but the levels of its steps."""
     return lambda levels, schedule, eta: build(levels, **options)
 
 
-def _with_levels(build: Callable[..., list[Call]]) -> Callable[..., list[Call]]:
+def _looking(build: Callable[..., list[Call]]) -> Build:
     """A sampler that looks between the levels of its steps, too."""
     return lambda levels, schedule, eta: build(levels, schedule.at_spread)
 
 
+def _churning(build: Callable[..., list[Call]]) -> Build:
+    """A sampler whose eta is the share of the most churn."""
+    return lambda levels, schedule, eta: build(levels, schedule.at_spread, eta * MOST_CHURN)
+
+
+def _ddim(levels: Sequence[Level], schedule: Levels, eta: float) -> list[Call]:
+    return solvers.ddim(levels, eta)
+
+
 def _pndm(levels: Sequence[Level], schedule: Levels, eta: float) -> list[Call]:
-    halves = [
+    middles = [
         schedule.at_time(round((here.timestep + there.timestep) / 2))
-        for here, there in list(solvers.pairs(levels))[:3]
+        for here, there in solvers.pairs(levels)[:3]
     ]
-    return solvers.pndm(levels, halves)
+    return solvers.pndm(levels, middles)
 
 
-SAMPLERS = {
-    "ddim": Sampler(
-        lambda levels, at, eta: solvers.ddim(levels, eta), "ddim", 1, 1, "arXiv 2010.02502"
+DDIM, DDPM, LEARNED = "arXiv 2010.02502", "arXiv 2006.11239", "arXiv 2102.09672"
+PNDM, KARRAS, K_DIFFUSION = "arXiv 2202.09778", "arXiv 2206.00364", "k-diffusion"
+DPM, DPM_PLUS, DEIS, UNIPC = (
+    f"arXiv {number}" for number in ("2206.00927", "2211.01095", "2204.13902", "2302.04867")
+)
+MULTISTEP, SINGLESTEP = solvers.dpm_multistep, solvers.dpm_singlestep
+_alpha_space = partial(Sampler, convention="ddim", calls=1)
+_sigma_space = partial(Sampler, convention="sigma")
+_log_snr = partial(Sampler, convention="multistep", calls=1)
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddim": _alpha_space(_ddim, order=1, source=DDIM, eta="noise, as in DDPM at 1", exact=True),
+    "ddim inverse": _alpha_space(
+        _plain(solvers.ddim_inverse), order=1, source=DDIM, exact=True, inverse=True
     ),
-    "ddpm": Sampler(_plain(solvers.ddpm), "ddim", None, 1, "arXiv 2006.11239"),
-    "ddpm large": Sampler(
-        _plain(solvers.ddpm, variance="large"), "ddim", None, 1, "arXiv 2006.11239"
+    "ddpm": _alpha_space(_plain(solvers.ddpm), order=None, source=DDPM, exact=True),
+    "ddpm large": _alpha_space(
+        _plain(solvers.ddpm, variance="large"), order=None, source=DDPM, exact=True
     ),
-    "unclip": Sampler(
-        _plain(solvers.ddpm, variance="learned"), "ddim", None, 1, "arXiv 2102.09672"
+    "unclip": _alpha_space(
+        _plain(solvers.ddpm, variance="learned"), order=None, source=LEARNED, exact=True
     ),
-    "plms": Sampler(_plain(solvers.plms), "ddim", 2, 1, "arXiv 2202.09778"),
-    "pndm": Sampler(_pndm, "ddim", 2, 1, "arXiv 2202.09778"),
-    "euler": Sampler(_plain(solvers.ddim), "sigma", 1, 1, "arXiv 2206.00364"),
-    "euler a": Sampler(_plain(solvers.euler_ancestral), "sigma", None, 1, "k-diffusion"),
-    "heun": Sampler(_plain(solvers.heun), "sigma", 2, 2, "arXiv 2206.00364"),
-    "lms": Sampler(_plain(solvers.lms), "sigma", 4, 1, "k-diffusion"),
-    "dpm2": Sampler(_with_levels(solvers.dpm2), "sigma", 2, 2, "arXiv 2206.00927"),
-    "dpm2 a": Sampler(_with_levels(solvers.dpm2_ancestral), "sigma", None, 2, "k-diffusion"),
-    "dpm 2m": Sampler(
-        _plain(solvers.dpm_multistep, algorithm="dpm"), "multistep", 2, 1, "arXiv 2206.00927"
+    "plms": _alpha_space(_plain(solvers.plms), order=2, source=PNDM),
+    "pndm": _alpha_space(_pndm, order=2, source=PNDM),
+    "euler": _sigma_space(
+        _churning(solvers.euler_churn), order=1, calls=1, source=KARRAS, eta="churn"
     ),
-    "dpm++ 1": Sampler(
-        _plain(solvers.dpm_multistep, order=1), "multistep", 1, 1, "arXiv 2211.01095"
+    "euler a": _sigma_space(
+        _plain(solvers.euler_ancestral), order=None, calls=1, source=K_DIFFUSION
     ),
-    "dpm++ 2m": Sampler(_plain(solvers.dpm_multistep), "multistep", 2, 1, "arXiv 2211.01095"),
-    "dpm++ 3m": Sampler(
-        _plain(solvers.dpm_multistep, order=3), "multistep", 3, 1, "arXiv 2211.01095"
+    "heun": _sigma_space(_churning(solvers.heun), order=2, calls=2, source=KARRAS, eta="churn"),
+    "lms": _sigma_space(_plain(solvers.lms), order=4, calls=1, source=K_DIFFUSION),
+    "dpm2": _sigma_space(_looking(solvers.dpm2), order=2, calls=2, source=K_DIFFUSION),
+    "dpm2 a": _sigma_space(
+        _looking(solvers.dpm2_ancestral), order=None, calls=2, source=K_DIFFUSION
     ),
-    "dpm++ 2m sde": Sampler(
-        _plain(solvers.dpm_multistep, algorithm="sde-dpm++"),
-        "multistep",
-        None,
-        1,
-        "arXiv 2211.01095",
-    ),
-    "dpm++ 2s": Sampler(_plain(solvers.dpm_singlestep), "multistep", 2, 1, "arXiv 2211.01095"),
-    "deis": Sampler(_plain(solvers.deis), "multistep", 2, 1, "arXiv 2204.13902"),
-    "unipc": Sampler(_plain(solvers.unipc), "multistep", 2, 1, "arXiv 2302.04867"),
+    **{
+        f"dpm {order}{kind}": _log_snr(
+            _plain(build, order=order, algorithm="dpm"), order=order, source=DPM, end="first"
+        )
+        for kind, build in (("m", MULTISTEP), ("s", SINGLESTEP))
+        for order in (2, 3)
+    },
+    "dpm++ 1": _log_snr(_plain(MULTISTEP, order=1), order=1, source=DPM_PLUS),
+    **{
+        f"dpm++ {order}{kind}": _log_snr(_plain(build, order=order), order=order, source=DPM_PLUS)
+        for kind, build in (("m", MULTISTEP), ("s", SINGLESTEP))
+        for order in (2, 3)
+    },
+    "dpm++ 2m sde": _log_snr(_plain(MULTISTEP, algorithm="sde-dpm++"), order=None, source=DPM_PLUS),
+    "deis": _log_snr(_plain(solvers.deis), order=2, source=DEIS),
+    "deis 3": _log_snr(_plain(solvers.deis, order=3), order=3, source=DEIS),
+    "unipc 1": _log_snr(_plain(solvers.unipc, order=1), order=2, source=UNIPC),
+    "unipc": _log_snr(_plain(solvers.unipc), order=3, source=UNIPC),
+    "unipc 3": _log_snr(_plain(solvers.unipc, order=3), order=4, source=UNIPC),
+    "unipc bh1": _log_snr(_plain(solvers.unipc, variant="bh1"), order=3, source=UNIPC, end="first"),
 }
 """The samplers by name."""
 
-ALIASES: dict[str, tuple[str, Spacing]] = {
+ALIASES: dict[str, tuple[str, Spacing | None]] = {
+    "euler ancestral": ("euler a", None),
+    "pndm plms": ("plms", None),
     "k_euler": ("euler", "linspace"),
     "k_euler_a": ("euler a", "linspace"),
+    "k_euler_ancestral": ("euler a", "linspace"),
     "k_heun": ("heun", "linspace"),
     "k_lms": ("lms", "linspace"),
     "k_dpm_2": ("dpm2", "linspace"),
     "k_dpm_2_a": ("dpm2 a", "linspace"),
-    "lms karras": ("lms", "karras"),
-    "euler karras": ("euler", "karras"),
-    "heun karras": ("heun", "karras"),
-    "dpm2 karras": ("dpm2", "karras"),
-    "dpm2 a karras": ("dpm2 a", "karras"),
-    "dpm++ 2m karras": ("dpm++ 2m", "karras"),
-    "dpm++ 2m sde karras": ("dpm++ 2m sde", "karras"),
-    "dpm++ 2s karras": ("dpm++ 2s", "karras"),
-    "dpm++ 3m karras": ("dpm++ 3m", "karras"),
+    "k_dpm_2_ancestral": ("dpm2 a", "linspace"),
+    "k_dpmpp_2m": ("dpm++ 2m", "linspace"),
+    **{
+        f"{name} karras": (name, "karras")
+        for name in ("euler", "heun", "lms", "dpm2", "dpm2 a")
+        + ("dpm++ 2m", "dpm++ 2m sde", "dpm++ 2s", "dpm++ 3m", "unipc")
+    },
+    "dpm++ 2m exponential": ("dpm++ 2m", "exponential"),
+    "dpm++ 2m sde exponential": ("dpm++ 2m sde", "exponential"),
+    "dpm++ 2m lu": ("dpm++ 2m", "log-snr"),
 }
 """Names from other programs, in any case: the sampler and the spacing that they mean."""
 
 
-def find_sampler(name: str, spacing: Spacing) -> tuple[Sampler, Spacing]:
-    """The sampler called `name`, and the spacing that goes with it: its own or `spacing`.
+def find_sampler(name: str, spacing: Spacing | None = None) -> tuple[Sampler, Spacing | None]:
+    """The sampler called `name`, and the spacing: the one that the name says, or `spacing`.
 
     Raises:
-        ValueError: for an unknown name; the message lists the known ones.
+        ValueError: for an unknown name; the message lists the known ones. If the name says another
+            spacing than the argument.
     """
     key = name.lower()
     if key in ALIASES:
-        key, spacing = ALIASES[key]
+        key, own = ALIASES[key]
+        if own and spacing not in (None, own):
+            raise ValueError(f"{name!r} means the spacing {own!r}, not {spacing!r}: name one only")
+        spacing = own or spacing
     if key not in SAMPLERS:
         raise ValueError(
             f"unknown sampler {name!r}: choose among {', '.join(SAMPLERS)}, or a name from other "
             f"programs: {', '.join(ALIASES)}"
+        )
+    if spacing not in (None, *get_args(Spacing)):
+        raise ValueError(
+            f"unknown spacing {spacing!r}: choose among {', '.join(get_args(Spacing))}"
         )
     return SAMPLERS[key], spacing
 
@@ -128,7 +175,7 @@ class Calls(NamedTuple):
     timestep: Float[Array, " calls"]  # passed to the network
     alpha: Float[Array, " calls"]  # x = alpha x0 + sigma eps, where the network looks
     sigma: Float[Array, " calls"]
-    state: Float[Array, "calls slots inputs"]  # see `sdjax.diffusion.solvers`
+    state: Float[Array, "calls slots inputs"]  # see `sdjax.diffusion.solvers.maps`
     log_variance: Float[Array, "calls 2"]  # least and most, of samplers with learned variance
     active: Bool[Array, " calls"]  # False in the padding
 
@@ -143,31 +190,40 @@ class Plan(NamedTuple):
     calls: Calls
     start: Float[Array, " 2"]  # the run begins at start[0] x0 + start[1] noise
 
+    @property
+    def count(self) -> int:
+        """Calls that are made."""
+        return int(self.calls.active.sum())
+
+
+Start = Literal["diffusers", "ldm"]
+
 
 def sampling_plan(
     schedule: Schedule,
-    steps: int,
-    max_calls: int,
+    steps: int | Sequence[float],
+    max_calls: int | None = None,
     *,
     sampler: str = "ddim",
-    spacing: Spacing = "leading",
+    spacing: Spacing | None = None,
     eta: float = 0.0,
-    strength: float = 1.0,
-    start: Literal["diffusers", "ldm"] = "diffusers",
-    end: Literal["data", "first"] | None = None,
+    strength: float | None = None,
+    start: Start = "diffusers",
+    end: End | None = None,
 ) -> Plan:
-    """The plan of a run of `steps` steps.
+    """The plan of a run.
 
     Args:
         schedule: of training.
-        steps: of the sampler.
-        max_calls: static length of the plan.
+        steps: of the sampler; or their times, as `ldm_timesteps` and `openai_timesteps` give them.
+        max_calls: static length of the plan; None is as long as it must be.
         sampler: a name in `SAMPLERS` or `ALIASES`; some call the network twice a step.
-        spacing: see `sdjax.diffusion.times.Spacing`; a name in `ALIASES` brings its own.
-        eta: noise of "ddim", 0 (none) to 1.
-        strength: share of the run that is walked, (0, 1]; below 1 it begins at an image with noise.
-        start: where that is: "diffusers" takes int(strength steps) steps from their first level;
-            "ldm" the same steps, but adds the noise of the level before.
+        spacing: see `sdjax.diffusion.times.Spacing`; None is what the name says, or "leading".
+        eta: noise of the samplers that take it, 0 (none) to 1.
+        strength: None begins with noise; a number in (0, 1] with an image with noise, and walks
+            the last int(strength steps) of the steps.
+        start: how noisy that image is: "diffusers" as the first of the steps walked, "ldm" as the
+            one before, as the original code of latent diffusion has it.
         end: see `visited`; None is "first" for "leading" times of the convention "ddim", which is
             how Stable Diffusion was published, else "data".
 
@@ -175,24 +231,40 @@ def sampling_plan(
         ValueError: for unknown names, or numbers out of range.
     """
     chosen, spacing = find_sampler(sampler, spacing)
+    spacing = spacing or "leading"
+    if not 0 <= eta <= 1:
+        raise ValueError(f"eta must be between 0 and 1, got {eta}")
+    if eta and not chosen.eta:
+        takers = ", ".join(name for name, one in SAMPLERS.items() if one.eta)
+        raise ValueError(f"{sampler} takes no eta, got {eta}: leave it out, or choose {takers}")
     if end is None:
-        end = "first" if (chosen.convention, spacing) == ("ddim", "leading") else "data"
-    levels = visited(schedule, steps, spacing, chosen.convention, end=end)
+        stays = chosen.inverse or (chosen.convention, spacing) == ("ddim", "leading")
+        end = chosen.end or ("first" if stays else "data")
+    levels = visited(schedule, steps, spacing, chosen.convention, end=end, exact=chosen.exact)
+    first = _first_step(len(levels) - 1, strength)
+    calls = chosen.build(levels[first:], Levels(schedule), eta)
+    begin = calls[0].level
+    if chosen.inverse:
+        mixed = (1.0, 0.0)
+    elif strength is None:
+        # The family of k-diffusion starts from noise of the first level's own size.
+        own = chosen.convention == "sigma" and spacing != "leading"
+        mixed = (0.0, begin.sigma if own else 1.0)
+    else:
+        begin = levels[max(first - 1, 0)] if start == "ldm" else begin
+        mixed = (begin.alpha, begin.sigma)
+    return make_plan(calls, max_calls or len(calls), mixed)
+
+
+def _first_step(steps: int, strength: float | None) -> int:
+    if strength is None:
+        return 0
     if not 0 < strength <= 1:
         raise ValueError(f"strength must be above 0 and at most 1, got {strength}")
     walked = int(steps * strength)
     if walked < 1:
         raise ValueError(f"strength {strength} leaves none of {steps} steps: raise one of them")
-    first = steps - walked
-    calls = chosen.build(levels[first:], Levels(schedule), eta)
-    if first == 0:
-        # The family of k-diffusion starts from noise of the first level's own size.
-        own = chosen.convention == "sigma" and spacing != "leading"
-        begin = (0.0, levels[0].sigma if own else 1.0)
-    else:
-        level = levels[first - (start == "ldm")]
-        begin = (level.alpha, level.sigma)
-    return make_plan(calls, max_calls, begin)
+    return steps - walked
 
 
 def make_plan(calls: Sequence[Call], max_calls: int, start: tuple[float, float]) -> Plan:
@@ -220,3 +292,15 @@ def make_plan(calls: Sequence[Call], max_calls: int, start: tuple[float, float])
         active=jnp.arange(max_calls) < len(calls),
     )
     return Plan(padded_calls, jnp.asarray(start, jnp.float32))
+
+
+def table() -> str:
+    """The samplers as a table in Markdown: README.md holds it."""
+    lines = [
+        "| sampler | order | calls per step | eta | source |",
+        "|---|---|---|---|---|",
+    ]
+    for name, one in SAMPLERS.items():
+        order = "stochastic" if one.order is None else one.order
+        lines.append(f"| {name} | {order} | {one.calls} | {one.eta} | {one.source} |")
+    return "\n".join(lines)

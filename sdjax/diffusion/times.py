@@ -21,29 +21,42 @@ ends included. Of noise levels, between the schedule's own ends: "karras" (arXiv
 equation 5), "exponential" and "log-snr", both even in log(sigma / alpha), which differ in how they
 round times."""
 
+End = Literal["data", "first"]
+
 Convention = Literal["ddim", "sigma", "multistep"]
 """How the code that published a sampler chooses times: DDIM, DDPM and PNDM; the family of
 k-diffusion, whose times may be fractions; the solvers in log-SNR, which place N + 1 points."""
+
+LEAST_ALPHA_BAR = 2.0**-24
+"""Of times without signal, as in diffusers."""
 
 KARRAS_RHO = 7.0
 """The exponent of equation 5 in arXiv 2206.00364."""
 
 
 class Levels:
-    """The noise levels of a schedule, at whole times and between them."""
+    """The noise levels of a schedule, at whole times and between them.
 
-    def __init__(self, schedule: Schedule) -> None:
+    Args:
+        schedule: of training.
+        exact: a schedule whose last time has no signal keeps it so; else the least positive
+            alpha-bar stands there, because most samplers divide by alpha.
+    """
+
+    def __init__(self, schedule: Schedule, exact: bool = False) -> None:
         alpha_bar = alpha_bars(schedule)
+        spread = np.sqrt((1 - alpha_bar) / np.maximum(alpha_bar, LEAST_ALPHA_BAR))
+        if not exact:
+            alpha_bar = np.where(alpha_bar == 0, LEAST_ALPHA_BAR, alpha_bar)
         self.alpha, self.sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
-        with np.errstate(divide="ignore"):
-            self.log_spread = np.log(self.sigma) - np.log(self.alpha)
+        self.log_spread = np.log(spread)
 
     def at_time(self, time: float) -> Level:
         """The level of a time in [0, T); between whole times sigma / alpha is interpolated."""
         whole = round(time)
         if whole == time:
             return Level(time, float(self.alpha[whole]), float(self.sigma[whole]))
-        spread = np.interp(time, np.arange(len(self.alpha)), self.sigma / self.alpha)
+        spread = np.interp(time, np.arange(len(self.alpha)), np.exp(self.log_spread))
         return of_spread(float(spread), time)
 
     def at_spread(self, spread: float) -> Level:
@@ -64,32 +77,38 @@ def of_spread(spread: float, time: float) -> Level:
 
 def visited(
     schedule: Schedule,
-    steps: int,
+    steps: int | Sequence[float],
     spacing: Spacing,
     convention: Convention,
     *,
     offset: int = 1,
-    end: Literal["data", "first"] = "data",
+    end: End = "data",
+    exact: bool = False,
 ) -> list[Level]:
-    """The `steps` + 1 levels of a run, from noise to data.
+    """The levels of a run, from noise to data: one more than steps.
 
     Args:
         schedule: of training.
-        steps: of the sampler, 1 to T - offset.
+        steps: 1 to T - offset; or the times of the steps, and the next two do not matter.
         spacing: see `Spacing`.
         convention: see `Convention`.
         offset: added to the times of "leading"; Stable Diffusion has 1.
         end: "data" ends without noise, "first" at the schedule's time 0 (Stable Diffusion's DDIM
             and PLMS).
+        exact: see `Levels`.
 
     Raises:
         ValueError: if `steps` is out of range.
     """
-    levels = Levels(schedule)
+    levels = Levels(schedule, exact)
     last = END if end == "data" else levels.at_time(0)
+    if not isinstance(steps, (int, np.integer)):
+        return [*(levels.at_time(float(time)) for time in sorted(steps, reverse=True)), last]
     if spacing in ("leading", "trailing", "linspace"):
         times = timesteps(schedule.train_steps, steps, spacing, convention, offset)
-        return [*(levels.at_time(time) for time in times), last]
+        return [*(levels.at_time(float(time)) for time in times), last]
+    if not 1 <= steps <= schedule.train_steps:
+        raise ValueError(f"steps must be between 1 and {schedule.train_steps}, got {steps}")
     most, least = np.exp(levels.log_spread[[-1, 0]])
     if spacing == "karras":
         ramp = np.linspace(most ** (1 / KARRAS_RHO), least ** (1 / KARRAS_RHO), steps)

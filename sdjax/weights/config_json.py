@@ -41,11 +41,14 @@ def _read(expected: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(expected):
         return _read_fields(expected, value, where)
     origin, arguments = get_origin(expected), get_args(expected)
-    if origin in (types.UnionType, Union):  # only `X | None` occurs
+    if origin in (types.UnionType, Union):  # only `X | None` and `words | tuple[X, ...]` occur
         if value is None and type(None) in arguments:
             return None
-        (inner,) = (argument for argument in arguments if argument is not type(None))
-        return _read(inner, value, where)
+        inner = [argument for argument in arguments if argument is not type(None)]
+        if len(inner) > 1:
+            is_list = isinstance(value, (list, tuple))
+            inner = [argument for argument in inner if (get_origin(argument) is tuple) == is_list]
+        return _read(inner[0], value, where)
     if origin is tuple:  # only `tuple[X, ...]` occurs
         if not isinstance(value, (list, tuple)):
             raise ValueError(f"{where} must be a list, got {value!r}")

@@ -281,11 +281,18 @@ def _depth(config: Depth) -> Settings:
 
 
 def _schedule(name: str, schedule: Schedule) -> Settings:
+    named, given = (
+        ("linear", list(schedule.betas))
+        if isinstance(schedule.betas, tuple)
+        else (BETAS[schedule.betas], None)
+    )
+    rescaled = {"rescale_betas_zero_snr": True} if schedule.zero_snr else {}
     return _diffusers(name) | {
         "beta_end": schedule.beta_end,
-        "beta_schedule": BETAS[schedule.betas],
+        "beta_schedule": named,
         "beta_start": schedule.beta_start,
         "num_train_timesteps": schedule.train_steps,
         "prediction_type": PREDICTIONS[schedule.prediction],
-        "trained_betas": None,
+        "trained_betas": given,
+        **rescaled,
     }

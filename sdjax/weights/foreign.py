@@ -10,6 +10,7 @@ from typing import Literal
 from sdjax.config import (
     Activation,
     Autoencoder,
+    Betas,
     Clip,
     Depth,
     ImageTower,
@@ -165,28 +166,27 @@ def diffusers_schedule(config: Json) -> Schedule:
         "squaredcos_cap_v2": "cosine",
     }
     betas = f.choice("beta_schedule", schedules, "linear")
-    for field in ("trained_betas", "rescale_betas_zero_snr"):
-        if value := f.take(field, None):
-            f.refuse(field, value, "this field to be absent")
-    return _schedule(
-        betas,
-        f.number("beta_start", 0.0001),
-        f.number("beta_end", 0.02),
-        f.whole("num_train_timesteps", 1000),
-        f.choice("prediction_type", PREDICTIONS, "epsilon"),
-    )
+    start, end = f.number("beta_start", 0.0001), f.number("beta_end", 0.02)
+    steps = f.whole("num_train_timesteps", 1000)
+    if given := f.take("trained_betas", None):
+        if not isinstance(given, list) or not all(isinstance(beta, float) for beta in given):
+            f.refuse("trained_betas", given, "a list of numbers")
+        betas, steps = tuple(given), len(given)
+    prediction = f.choice("prediction_type", PREDICTIONS, "epsilon")
+    return _schedule(betas, start, end, steps, prediction, f.flag("rescale_betas_zero_snr", False))
 
 
 def _schedule(
-    betas: Literal["linear", "scaled_linear", "cosine"],
+    betas: Betas | tuple[float, ...],
     start: float,
     end: float,
     steps: int,
     prediction: Prediction,
+    zero_snr: bool = False,
 ) -> Schedule:
-    if betas == "cosine":  # has no ends to choose
-        return Schedule(betas, train_steps=steps, prediction=prediction)
-    return Schedule(betas, start, end, steps, prediction)
+    if betas in ("linear", "scaled_linear"):
+        return Schedule(betas, start, end, steps, prediction, zero_snr)
+    return Schedule(betas, train_steps=steps, prediction=prediction, zero_snr=zero_snr)  # no ends
 
 
 def transformers_text(
