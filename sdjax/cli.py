@@ -48,8 +48,18 @@ def _add_imagine(commands: argparse._SubParsersAction) -> None:
     imagine.add_argument("--guidance", type=float, help="pull of the text; 1 is none (3 for mini)")
     imagine.add_argument("--negative", default="", help="what to keep away from")
     imagine.add_argument("--size", type=_size, help="pixels: 64 or HEIGHTxWIDTH")
-    imagine.add_argument("--sampler", help="ddim or ddpm")
-    imagine.add_argument("--eta", type=float, default=0.0, help="noise in ddim, 0 to 1 (0)")
+    imagine.add_argument(
+        "--sampler", help='such as ddim, "euler a" or "DPM++ 2M Karras" (ddim for mini)'
+    )
+    imagine.add_argument(
+        "--spacing", help="of the steps: leading, trailing, linspace, karras, exponential, log-snr"
+    )
+    imagine.add_argument(
+        "--eta", type=float, default=0.0, help="noise in ddim, churn in euler and heun, 0 to 1 (0)"
+    )
+    imagine.add_argument("--rescale", type=float, default=0.0, help="of guidance, 0 to 1 (0)")
+    imagine.add_argument("--image", type=Path, help="redraw this picture")
+    imagine.add_argument("--strength", type=float, help="how much of it, above 0 to 1 (0.75)")
     imagine.add_argument("--scale", type=int, default=4, help="enlarge the grid's pixels (4)")
     out = Path("imagine.png")
     imagine.add_argument("-o", "--out", type=Path, default=out, help=f"a PNG ({out})")
@@ -104,6 +114,7 @@ def _size(text: str) -> int | tuple[int, int]:
 
 
 def _imagine(args: argparse.Namespace) -> None:
+    from sdjax.pipelines.clip import read_picture
     from sdjax.pipelines.images import check_png, save_png
     from sdjax.pipelines.load import load
     from sdjax.pipelines.stable_diffusion import Pipeline
@@ -123,7 +134,11 @@ def _imagine(args: argparse.Namespace) -> None:
         negative=args.negative,
         size=args.size,
         sampler=args.sampler,
+        spacing=args.spacing,
         eta=args.eta,
+        guidance_rescale=args.rescale,
+        image=args.image and read_picture(args.image),
+        strength=args.strength,
         progress=True,
     )
     save_png(images.grid(scale=args.scale), args.out)

@@ -13,7 +13,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from sdjax.config import Schedule
-from sdjax.diffusion.schedule import Plan, alpha_bars
+from sdjax.diffusion.samplers import Plan
+from sdjax.diffusion.schedule import alpha_bars
 from sdjax.image.preprocess import grid
 
 if TYPE_CHECKING:
@@ -90,8 +91,9 @@ def show_schedule(schedule: Schedule, plan: Plan | None = None) -> Image.Image:
     axes.plot(np.sqrt(ab), label="signal, sqrt(ab)")
     axes.plot(np.sqrt(1 - ab), label="noise, sqrt(1 - ab)")
     if plan is not None:
-        visited = np.asarray(plan.timestep)[np.asarray(plan.active)].astype(int)
-        axes.plot(visited, np.sqrt(ab[visited]), "k.", label="visited by the sampler")
+        calls, made = plan.calls, np.asarray(plan.calls.active)
+        times, signal = np.asarray(calls.timestep)[made], np.asarray(calls.alpha)[made]
+        axes.plot(times, signal, "k.", label="visited by the sampler")
     axes.set_xlabel("time t")
     axes.legend(fontsize=8, loc="center right")
     return _drawn(figure)

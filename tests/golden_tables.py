@@ -3,6 +3,7 @@
 import re
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,9 @@ from golden_rule import _uniform, input_values, weight
 from PIL import Image
 
 from sdjax.config import Schedule
-from sdjax.diffusion.schedule import alpha_bars, betas, leading_timesteps, trailing_timesteps
+from sdjax.diffusion.schedule import alpha_bars, betas
+from sdjax.diffusion.solvers import Level, dpm2, dpm2_ancestral
+from sdjax.diffusion.times import Levels, ldm_timesteps, openai_timesteps, visited
 from sdjax.image.resnet import StandardizedConv
 from sdjax.nn.embeddings import sinusoid
 from sdjax.nn.functional import apply
@@ -66,49 +69,103 @@ def schedule_table(name: str, stored: Any) -> Pair:
 
 
 def zero_snr_table(name: str, stored: Any) -> Pair:
-    raise NotSupported("zero terminal signal-to-noise ratio")
+    wanted = stored["zero_terminal_snr_alphas_cumprod"]
+    schedule = replace(named_schedule(name), zero_snr=True, prediction="v")
+    ours = alpha_bars(schedule)[[int(i) for i in wanted]]
+    return {"alphas_cumprod": ours}, {"alphas_cumprod": list(wanted.values())}
 
 
 def float32_table(name: str, stored: Any) -> Pair:
-    schedules = {"sd": SD_SCHEDULE, "cosine": COSINE}
+    zero_snr = replace(SD_SCHEDULE, zero_snr=True, prediction="v")
+    schedules = {"sd": SD_SCHEDULE, "sd_zero_snr": zero_snr, "cosine": COSINE}
     if name not in schedules:
         raise NotSupported(f"the schedule {name!r}")
     ours = alpha_bars(schedules[name])[[int(i) for i in stored]]
     return {"alphas_cumprod": ours}, {"alphas_cumprod": list(stored.values())}
 
 
-SPACINGS: dict[tuple[str, str], Callable[[int, int], np.ndarray]] = {
-    (scheduler, spacing): function
-    for scheduler in ("DDIMScheduler", "DDPMScheduler")
-    for spacing, function in (
-        ("leading", lambda steps, offset: leading_timesteps(SD_SCHEDULE, steps, offset)),
-        ("trailing", lambda steps, offset: trailing_timesteps(SD_SCHEDULE, steps)),
-    )
-}
+CONVENTIONS = (
+    ("DEIS", "multistep"),
+    ("DPMS", "multistep"),
+    ("UniP", "multistep"),
+    ("DDIM", "ddim"),
+    ("DDPM", "ddim"),
+    ("PNDM", "ddim"),
+    ("Eule", "sigma"),
+    ("LMSD", "sigma"),
+    ("Heun", "sigma"),
+    ("KDPM", "sigma"),
+)
 
 
 def timestep_list(name: str, stored: Any) -> Pair:
-    scheduler, spacing, offset, steps = name.split("|")
-    if (scheduler, spacing) not in SPACINGS:
+    scheduler, spacing, offset, count = name.split("|")
+    convention = dict(CONVENTIONS).get(scheduler[:4])
+    if convention is None:
         raise NotSupported(f"{spacing} timesteps of {scheduler}")
-    times = SPACINGS[scheduler, spacing](int(steps), int(offset.removeprefix("off")))
-    return {"timesteps": times, "init_noise_sigma": 1.0}, stored
+    offset = int(offset.removeprefix("off"))
+    levels = visited(SD_SCHEDULE, int(count), spacing, convention, offset=offset)
+    return _listed(scheduler, spacing, levels, stored)
 
 
-def ldm_timesteps(name: str, stored: Any) -> Pair:
-    if name != "uniform":
+def special_list(name: str, stored: Any) -> Pair:
+    scheduler, spacing = name.split("|")
+    spacings = {"karras": "karras", "exponential": "exponential", "lu": "log-snr"}
+    convention = dict(CONVENTIONS).get(scheduler[:4])
+    if convention is None or spacing not in spacings:
+        raise NotSupported(f"{spacing} sigmas of {scheduler}")
+    levels = visited(SD_SCHEDULE, 10, spacings[spacing], convention)
+    return _listed(scheduler, spacing, levels, stored)
+
+
+def _listed(scheduler: str, spacing: str, levels: list[Level], stored: Any) -> Pair:
+    """As the reference lists a run: each call's time, each sigma, and how large its noise is."""
+    times = [level.timestep for level in levels[:-1]]
+    spreads = [level.spread for level in levels]
+    in_sigma = scheduler.startswith(("Euler", "LMS", "Heun", "KDPM2"))
+    noise = 1.0
+    if in_sigma:
+        noise = spreads[0] if spacing != "leading" else (spreads[0] ** 2 + 1) ** 0.5
+    if scheduler.startswith("PNDM") and len(times) > 1:
+        times = [*times[:2], *times[1:]]
+    if scheduler.startswith("Heun"):
+        times = [times[0], *(time for time in times[1:] for _ in range(2))]
+        spreads = [spreads[0], *(s for s in spreads[1:-1] for _ in range(2)), 0.0]
+    if scheduler.startswith("KDPM2"):
+        calls = (dpm2_ancestral if "Ancestral" in scheduler else dpm2)(
+            levels, Levels(SD_SCHEDULE).at_spread
+        )
+        times = [call.level.timestep for call in calls]
+        spreads = [spreads[0], *(s for s in spreads[1:-1] for _ in range(2)), 0.0, 0.0, 0.0]
+    if scheduler.startswith("DEIS"):  # ends with noise
+        spreads[-1] = Levels(SD_SCHEDULE).at_time(0).spread
+    ours = {"timesteps": times, "init_noise_sigma": noise, "sigmas": spreads}
+    ours = {key: np.array(ours[key]) for key in stored if key in ours}
+    theirs = {key: np.array(values) for key, values in stored.items()}
+    for listed in (ours, theirs):  # interpolated times are as exact as T is large
+        listed["timesteps"] = listed["timesteps"] / SD_SCHEDULE.train_steps
+    return ours, theirs
+
+
+def openai_list(name: str, stored: Any) -> Pair:
+    steps, sections = name.split("|")
+    return {"times": openai_timesteps(int(steps), sections)}, {"times": stored}
+
+
+def ldm_list(name: str, stored: Any) -> Pair:
+    if name not in ("uniform", "quad"):
         raise NotSupported(f"{name} timesteps")
-    ours = {steps: leading_timesteps(SD_SCHEDULE, int(steps))[::-1] for steps in stored}
-    if longer := [steps for steps, times in stored.items() if len(times) != int(steps)]:
-        raise NotSupported(f"more steps than asked for ({', '.join(longer)})")
-    return ours, stored
+    return {steps: ldm_timesteps(1000, int(steps), name) for steps in stored}, stored
 
 
 def timestep_embedding(name: str, stored: Any) -> Pair:
-    found = re.fullmatch(r"dim(\d+)\|flip_sin_to_cos=True\|downscale_freq_shift=0", name)
+    found = re.fullmatch(r"dim(\d+)\|flip_sin_to_cos=(\w+)\|downscale_freq_shift=([01])", name)
     if not found:
         raise NotSupported(f"the timestep embedding {name}")
-    ours = sinusoid(jnp.asarray([float(t) for t in stored]), int(found[1]))
+    dim, cosines_first, ddpm = int(found[1]), found[2] == "True", found[3] == "1"
+    ours = sinusoid(jnp.asarray([float(t) for t in stored]), dim, ddpm)
+    if cosines_first == ddpm:  # the other order than ours for these frequencies
+        ours = jnp.roll(ours, dim // 2, axis=-1)
     return dict(zip(stored, ours, strict=True)), stored
 
 
@@ -118,10 +175,12 @@ def unknown_table(name: str, stored: Any) -> Pair:
 
 TABLES: dict[str, tuple[Callable[[str, Any], Pair], dict[str, float]]] = {
     "schedules": (schedule_table, {"rtol": 1e-12}),
-    "zero terminal SNR": (zero_snr_table, {}),
+    "zero terminal SNR": (zero_snr_table, {"rtol": 1e-9}),
     "diffusers_float32_check": (float32_table, {"rtol": 1e-4}),
-    "timesteps": (timestep_list, {}),
-    "ldm_make_ddim_timesteps": (ldm_timesteps, {}),
+    "timesteps": (timestep_list, {"rtol": 1e-4}),  # theirs are in float32
+    "special_sigmas_10_steps": (special_list, {"rtol": 1e-4, "atol": 2e-6}),
+    "openai_space_timesteps": (openai_list, {}),
+    "ldm_make_ddim_timesteps": (ldm_list, {}),
     "timestep_embedding": (timestep_embedding, {"atol": 1e-4}),
 }
 """How each section of the file is compared, and how closely."""

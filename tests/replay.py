@@ -117,7 +117,7 @@ def _case(case: dict[str, Any], tolerance: float) -> Callable[[], Result]:
     ):
         if field in case:
             wanted = {name: np.array(case[name], np.float64) for name in outputs}
-            limits = {"atol": golden_samplers.ATOL, "rtol": golden_samplers.RTOL}
+            limits = {"atol": golden_samplers.ATOL, "rtol": golden_samplers.rtol_of(case)}
             return lambda: compare(case["id"], function(case), wanted, **limits)
 
     def unknown() -> Result:

@@ -24,9 +24,12 @@ def rescale(
     share (std(conditional) / std(guided)) guided + (1 - share) guided, with standard deviations of
     each image; share 0 changes nothing. The paper's phi is 0.7.
     """
-    axes = tuple(range(1, guided.ndim))
-    spread = jnp.maximum(jnp.std(guided, axes, keepdims=True), 1e-12)
-    return guided * (share * jnp.std(conditional, axes, keepdims=True) / spread + (1 - share))
+
+    def spread(values: Array) -> Array:
+        variance = jnp.var(values, tuple(range(1, values.ndim)), keepdims=True)
+        return jnp.sqrt(variance + 1e-20)  # the gradient of the root is finite at 0, too
+
+    return guided * (share * spread(conditional) / spread(guided) + (1 - share))
 
 
 def guide_doubled(

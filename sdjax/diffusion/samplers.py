@@ -32,6 +32,7 @@ class Sampler:
     end: End | None = None  # where it must end; None: anywhere
     exact: bool = False  # takes a level without any signal as it is
     inverse: bool = False  # walks from data to noise
+    learned: bool = False  # the network must say the variance, too
 
 
 def _plain(build: Callable[..., list[Call]], **options: Any) -> Build:
@@ -80,8 +81,12 @@ SAMPLERS: dict[str, Sampler] = {
     "ddpm large": _alpha_space(
         _plain(solvers.ddpm, variance="large"), order=None, source=DDPM, exact=True
     ),
-    "unclip": _alpha_space(
-        _plain(solvers.ddpm, variance="learned"), order=None, source=LEARNED, exact=True
+    "ddpm learned": _alpha_space(
+        _plain(solvers.ddpm, variance="learned"),
+        order=None,
+        source=LEARNED,
+        exact=True,
+        learned=True,
     ),
     "plms": _alpha_space(_plain(solvers.plms), order=2, source=PNDM),
     "pndm": _alpha_space(_pndm, order=2, source=PNDM),
@@ -111,8 +116,8 @@ SAMPLERS: dict[str, Sampler] = {
         for order in (2, 3)
     },
     "dpm++ 2m sde": _log_snr(_plain(MULTISTEP, algorithm="sde-dpm++"), order=None, source=DPM_PLUS),
-    "deis": _log_snr(_plain(solvers.deis), order=2, source=DEIS),
-    "deis 3": _log_snr(_plain(solvers.deis, order=3), order=3, source=DEIS),
+    "deis": _log_snr(_plain(solvers.deis), order=2, source=DEIS, end="first"),
+    "deis 3": _log_snr(_plain(solvers.deis, order=3), order=3, source=DEIS, end="first"),
     "unipc 1": _log_snr(_plain(solvers.unipc, order=1), order=2, source=UNIPC),
     "unipc": _log_snr(_plain(solvers.unipc), order=3, source=UNIPC),
     "unipc 3": _log_snr(_plain(solvers.unipc, order=3), order=4, source=UNIPC),
@@ -121,8 +126,8 @@ SAMPLERS: dict[str, Sampler] = {
 """The samplers by name."""
 
 ALIASES: dict[str, tuple[str, Spacing | None]] = {
+    "unclip": ("ddpm learned", "linspace"),
     "euler ancestral": ("euler a", None),
-    "pndm plms": ("plms", None),
     "k_euler": ("euler", "linspace"),
     "k_euler_a": ("euler a", "linspace"),
     "k_euler_ancestral": ("euler a", "linspace"),
@@ -193,7 +198,7 @@ class Plan(NamedTuple):
     @property
     def count(self) -> int:
         """Calls that are made."""
-        return int(self.calls.active.sum())
+        return int(np.asarray(self.calls.active).sum())
 
 
 Start = Literal["diffusers", "ldm"]
@@ -202,7 +207,7 @@ Start = Literal["diffusers", "ldm"]
 def sampling_plan(
     schedule: Schedule,
     steps: int | Sequence[float],
-    max_calls: int | None = None,
+    max_calls: int | Sequence[int] | None = None,
     *,
     sampler: str = "ddim",
     spacing: Spacing | None = None,
@@ -216,7 +221,8 @@ def sampling_plan(
     Args:
         schedule: of training.
         steps: of the sampler; or their times, as `ldm_timesteps` and `openai_timesteps` give them.
-        max_calls: static length of the plan; None is as long as it must be.
+        max_calls: static length of the plan; of several, the first that is long enough; None is
+            no longer than it must be.
         sampler: a name in `SAMPLERS` or `ALIASES`; some call the network twice a step.
         spacing: see `sdjax.diffusion.times.Spacing`; None is what the name says, or "leading".
         eta: noise of the samplers that take it, 0 (none) to 1.
@@ -267,20 +273,24 @@ def _first_step(steps: int, strength: float | None) -> int:
     return steps - walked
 
 
-def make_plan(calls: Sequence[Call], max_calls: int, start: tuple[float, float]) -> Plan:
-    """Calls as arrays, padded to `max_calls`.
+def make_plan(
+    calls: Sequence[Call], max_calls: int | Sequence[int], start: tuple[float, float]
+) -> Plan:
+    """Calls as arrays, padded to `max_calls`; of several lengths, to the first that holds them.
 
     Raises:
         ValueError: if there are more calls.
     """
-    if len(calls) > max_calls:
-        raise ValueError(f"{len(calls)} calls of the network do not fit into {max_calls}")
-    pad = max_calls - len(calls)
+    lengths = [max_calls] if isinstance(max_calls, int) else max_calls
+    length = next((length for length in lengths if len(calls) <= length), None)
+    if length is None:
+        raise ValueError(f"{len(calls)} calls of the network do not fit into {lengths[-1]}")
+    pad = length - len(calls)
 
     def padded(values: object, filler: float) -> Array:
         array = np.asarray(values, np.float64)
         widths = [(0, pad)] + [(0, 0)] * (array.ndim - 1)
-        return jnp.asarray(np.pad(array, widths, constant_values=filler), jnp.float32)
+        return jnp.asarray(np.pad(array, widths, constant_values=filler).astype(np.float32))
 
     padded_calls = Calls(
         timestep=padded([call.level.timestep for call in calls], 0.0),
@@ -289,9 +299,9 @@ def make_plan(calls: Sequence[Call], max_calls: int, start: tuple[float, float])
         sigma=padded([call.level.sigma for call in calls], 1.0),
         state=padded([call.state for call in calls], 0.0),
         log_variance=padded([call.log_variance or (0.0, 0.0) for call in calls], 0.0),
-        active=jnp.arange(max_calls) < len(calls),
+        active=jnp.asarray(np.arange(length) < len(calls)),
     )
-    return Plan(padded_calls, jnp.asarray(start, jnp.float32))
+    return Plan(padded_calls, jnp.asarray(np.array(start, np.float32)))
 
 
 def table() -> str:

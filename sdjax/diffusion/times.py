@@ -117,9 +117,14 @@ def visited(
         spreads = np.exp(np.linspace(math.log(most), math.log(least), steps))
     found = [levels.at_spread(float(spread)) for spread in spreads]
     if convention == "multistep":
-        # Published code cuts "exponential" times off and rounds the others.
-        whole = math.floor if spacing == "exponential" else round
-        found = [Level(whole(level.timestep), level.alpha, level.sigma) for level in found]
+        # Published code rounds times, but cuts "exponential" ones off, computed a little low.
+        times = [level.timestep for level in found]
+        if spacing == "exponential":
+            times = [max(math.floor(time - 1e-6), 0) for time in times]
+        found = [
+            Level(round(time), level.alpha, level.sigma)
+            for time, level in zip(times, found, strict=True)
+        ]
     return [*found, last]
 
 
@@ -129,17 +134,17 @@ def timesteps(
     """Times of "leading", "trailing" or "linspace", decreasing; fractions only in "sigma".
 
     Raises:
-        ValueError: if the steps do not fit into [1, train_steps - offset].
+        ValueError: if there are not as many times as steps.
     """
-    most = train_steps - (offset if spacing == "leading" else 0)
+    one_more = convention == "multistep" and spacing != "trailing"
+    most = train_steps - one_more - (offset if spacing == "leading" else 0)
     if not 1 <= steps <= most:
         raise ValueError(f"steps must be between 1 and {most}, got {steps}")
+    points = steps + one_more
     if spacing == "trailing":
         return np.round(np.arange(train_steps, 0, -train_steps / steps))[:steps] - 1
     if spacing == "leading":
-        points = steps + 1 if convention == "multistep" else steps
         return (np.arange(points) * (train_steps // points))[::-1][:steps] + float(offset)
-    points = steps + 1 if convention == "multistep" else steps
     times = np.linspace(0, train_steps - 1, points)[::-1][:steps]
     return times if convention == "sigma" else np.round(times)
 

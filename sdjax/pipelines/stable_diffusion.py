@@ -1,33 +1,47 @@
 """Text to image: tokens -> text tower -> sampling loop around the UNet -> autoencoder -> pixels."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Literal
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, UInt8
+from PIL import Image
 from tqdm import tqdm
 
 from sdjax.config import StableDiffusion
 from sdjax.denoisers.unet import UNet
 from sdjax.diffusion.guidance import guide_doubled
-from sdjax.diffusion.loop import image_keys, initial_noise, sample
-from sdjax.diffusion.samplers import STEPS
-from sdjax.diffusion.schedule import Plan, sampling_plan
+from sdjax.diffusion.loop import (
+    Trajectory,
+    begin,
+    begin_state,
+    image_keys,
+    initial_noise,
+    walk,
+)
+from sdjax.diffusion.samplers import Plan, Start, find_sampler
+from sdjax.diffusion.times import Spacing
 from sdjax.image.autoencoder import Autoencoder
+from sdjax.image.preprocess import to_float, to_picture
 from sdjax.nn.functional import Params, apply
 from sdjax.pipelines.images import Images
+from sdjax.pipelines.request import STRENGTH, Request, check_styles, fitted
 from sdjax.pipelines.words import warn_about_words
 from sdjax.shapes import Keys, Latents, Scalar, Tokens
 from sdjax.text.clip_text import ClipText, TextOutput, end_positions
 from sdjax.text.tokenizer import Tokenizer
 
-STEP_LIMITS = (50, 250, 1000)
-"""Static sizes of the loop: a run uses the smallest that holds its steps."""
+
+class Walk(NamedTuple):
+    """A run in detail."""
+
+    timesteps: Float[np.ndarray, " calls"]  # that the network was told
+    calls: Trajectory  # what it said; `branches` are eps without and with the text
+    latents: Float[Array, "batch height width channels"]  # the result, before the decoder
 
 
 @partial(jax.jit, static_argnames=("config", "end_id"))
@@ -37,35 +51,52 @@ def encode_text(config: StableDiffusion, params: Params, tokens: Tokens, end_id:
     return apply(tower, params["text"], tokens, end_positions(tokens, end_id))
 
 
-@partial(jax.jit, static_argnames=("config", "sampler", "guided"))
+@partial(jax.jit, static_argnames="config")
+def encode(
+    config: StableDiffusion, params: Params, images: Float[Array, "batch height width channels"]
+) -> Float[Array, "batch height width channels"]:
+    """Images in [-1, 1] to the mean of their latents."""
+    posterior = apply(
+        Autoencoder(config.autoencoder), params["autoencoder"], images, method="encode"
+    )
+    return posterior.mean * config.autoencoder.scaling_factor
+
+
+@jax.jit
+def first_state(plan: Plan, noise: Latents, image: Latents | None) -> Array:
+    """The state of the loop where a run begins: noise, or an image with noise."""
+    return begin_state(begin(plan, noise, image))
+
+
+@partial(jax.jit, static_argnames=("config", "guided", "trajectory"))
 def denoise(
     config: StableDiffusion,
     params: Params,
-    x: Latents,
+    state: Float[Array, "slots batch height width channels"],
     text: TextOutput,
     plan: Plan,
     keys: Keys,
     guidance: Scalar,
-    eta: Scalar,
+    guidance_rescale: Scalar,
     *,
-    sampler: str,
     guided: bool,
-) -> Latents:
-    """The active steps of the plan. With `guided`, `text` holds [unconditional, conditional]."""
+    trajectory: bool = False,
+) -> tuple[Array, Trajectory | None]:
+    """The active calls of the plan. With `guided`, `text` holds [unconditional, conditional]."""
     unet = UNet(config.unet)
     vector = text.pooled if config.unet.vector_dim is not None else None
 
-    def predict(x: Latents, timesteps: Array) -> Latents:
+    def predict(x: Latents, timesteps: Array) -> tuple[Array, tuple[Array, ...]]:
         if not guided:
-            return apply(unet, params["unet"], x, timesteps, text.hidden, vector)
+            output = apply(unet, params["unet"], x, timesteps, text.hidden, vector)
+            return output, (output,)
         x, timesteps = jnp.concatenate([x, x]), jnp.concatenate([timesteps, timesteps])
         output = apply(unet, params["unet"], x, timesteps, text.hidden, vector)
-        return guide_doubled(output, guidance)
+        branches = tuple(jnp.split(output, 2))
+        return guide_doubled(output, guidance, guidance_rescale), branches
 
-    x, _ = sample(
-        predict, plan, x, keys, sampler=sampler, prediction=config.schedule.prediction, eta=eta
-    )
-    return x
+    prediction = config.schedule.prediction
+    return walk(predict, plan, state, keys, prediction=prediction, trajectory=trajectory)
 
 
 @partial(jax.jit, static_argnames="config")
@@ -85,7 +116,7 @@ class Defaults:
     steps: int = 50
     guidance: float = 7.5
     sampler: str = "ddim"
-    spacing: Literal["leading", "trailing"] = "leading"
+    spacing: Spacing = "leading"
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,19 +142,26 @@ class Pipeline:
         seed: int | Sequence[int] = 0,
         steps: int | None = None,
         guidance: float | None = None,
+        guidance_rescale: float = 0.0,
         negative: str = "",
         size: int | tuple[int, int] | None = None,
         sampler: str | None = None,
+        spacing: Spacing | None = None,
         eta: float = 0.0,
+        image: Image.Image | np.ndarray | None = None,
+        strength: float | None = None,
+        start: Start = "diffusers",
+        latents: Float[np.ndarray | Array, "batch height width channels"] | None = None,
         progress: bool = False,
-    ) -> Images:
+        trajectory: bool = False,
+    ) -> Any:  # Images, or with a trajectory (Images, Walk)
         """Draw `n` images of each prompt.
 
         Image k of a prompt has seed `seed + k`; what else is drawn in the same call, and where in
-        it, does not matter. Only the number of images, the size and the sampler's name take a new
-        compilation; steps (up to the next of `STEP_LIMITS`), guidance, eta, seeds and words do not.
-        Guidance 1 (off) is a program of its own, which calls the network once a step instead of
-        twice.
+        it, does not matter. Only the number of images and the size take a new compilation, and a
+        run of more calls of the network than the next of `CALL_LIMITS`; samplers, steps, guidance,
+        eta, strength, seeds and words do not. Guidance 1 (off) is a program of its own, which calls
+        the network for the prompt alone.
 
         Args:
             prompt: one text or several; not empty.
@@ -131,53 +169,67 @@ class Pipeline:
             seed: of each prompt's first image, 0 to 2^31 - 1; or one for each prompt.
             steps: denoising steps; None is the model's default, like the other Nones.
             guidance: classifier-free guidance scale, at least 1; 1 is off.
+            guidance_rescale: 0 to 1, how far guidance keeps the spread of the unguided output.
             negative: what the images are guided away from, instead of from the empty text.
-            size: pixels, one number or (height, width); multiples of `config.size_multiple`.
-            sampler: "ddim" or "ddpm".
-            eta: noise that DDIM adds back, 0 (none) to 1.
+            size: pixels, one number or (height, width); multiples of `config.size_multiple`. None
+                is the image's, if one is given.
+            sampler: a name in `sdjax.diffusion.samplers`, or one from other programs ("k_lms",
+                "DPM++ 2M Karras").
+            spacing: of the steps, see `sdjax.diffusion.times`; None is what the sampler's name
+                says, or the model's default.
+            eta: noise that ddim adds back, or churn of euler and heun, 0 (none) to 1.
+            image: redraw this one, resized to `size`: Pillow, or pixels [height, width, 3].
+            strength: how much of it, above 0 to 1; `STRENGTH` unless given.
+            start: how much noise it begins with, by convention: see
+                `sdjax.diffusion.samplers.sampling_plan`.
+            latents: standard normal noise to begin with, one for each image, instead of the seeds'.
             progress: show a progress bar.
+            trajectory: also return every call of the network.
 
         Returns:
             A list of Pillow images that shows itself in a notebook, prompt by prompt, with the
-            recipe in each image's `info`.
+            recipe in each image's `info`. With `trajectory` a tuple of it and a `Walk`.
 
         Raises:
             ValueError: for a value outside these ranges, before anything is compiled.
         """
         defaults = self.defaults
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        steps = defaults.steps if steps is None else steps
-        guidance = defaults.guidance if guidance is None else guidance
+        prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
         sampler = defaults.sampler if sampler is None else sampler
-        size = self.native_size if size is None else size
+        spacing = find_sampler(sampler, spacing)[1] or defaults.spacing
+        picture = None if image is None else to_picture(image)
+        if size is None:
+            size = (picture.height, picture.width) if picture else self.native_size
         height, width = size if isinstance(size, tuple) else (size, size)
-        first_seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(prompts)
-        self._check(prompts, n, first_seeds, steps, guidance, negative, height, width, sampler, eta)
-        warn_about_words(self.name, self.tokenizer, [*prompts, negative])
-
-        repeated = [text for text in prompts for _ in range(n)]
-        seeds = np.add.outer(first_seeds, np.arange(n)).reshape(-1).astype(np.int32)
-        guided = guidance != 1
-        rows = [negative] * len(repeated) + repeated if guided else repeated
-        text = encode_text(
-            self.config, self._part("text"), self.tokenizer(rows), self.tokenizer.eot_id
+        request = Request(
+            model=self.name,
+            config=self.config,
+            prompts=prompts,
+            n=n,
+            first_seeds=tuple(seed) if isinstance(seed, Sequence) else (seed,) * len(prompts),
+            steps=defaults.steps if steps is None else steps,
+            guidance=defaults.guidance if guidance is None else guidance,
+            guidance_rescale=guidance_rescale,
+            negative=negative,
+            size=(height, width),
+            sampler=sampler,
+            spacing=spacing,
+            eta=eta,
+            image=picture,
+            strength=STRENGTH if picture and strength is None else strength,
+            start=start,
+            latents=latents,
         )
-        x = self._loop(text, seeds, (height, width), steps, guidance, sampler, eta, progress)
+        plan = request.plan()
+        check_styles(self.name, self.styles, [*prompts, negative])
+        warn_about_words(self.name, self.tokenizer, [*prompts, negative])
+        x, recorded = self._loop(request, plan, progress, trajectory)
         pixels = np.asarray(decode(self.config, self._part("autoencoder"), x))
-        settings = {
-            "negative": negative,
-            "steps": steps,
-            "guidance": guidance,
-            "sampler": sampler,
-            "eta": eta,
-            "width": width,
-            "height": height,
-            "model": self.name,
-        }
-        recipes = [
-            {"prompt": p, "seed": int(s), **settings} for p, s in zip(repeated, seeds, strict=True)
-        ]
-        return Images.from_pixels(pixels, recipes)
+        images = Images.from_pixels(pixels, request.recipes())
+        if recorded is None:
+            return images
+        made = jax.tree.map(lambda values: values[: plan.count], recorded)
+        return images, Walk(np.asarray(plan.calls.timestep)[: plan.count], made, x)
 
     @property
     def native_size(self) -> int:
@@ -188,102 +240,54 @@ class Pipeline:
         return {name: self.params[name]}
 
     def _loop(
-        self,
-        text: TextOutput,
-        seeds: np.ndarray,
-        size: tuple[int, int],
-        steps: int,
-        guidance: float,
-        sampler: str,
-        eta: float,
-        progress: bool,
-    ) -> Latents:
-        """The sampling loop; with a progress bar, the same executable on a few steps at a time."""
-        config = self.config
-        limit = next(limit for limit in STEP_LIMITS if steps <= limit)
-        plan = sampling_plan(config.schedule, steps, limit, self.defaults.spacing)
-        keys = image_keys(jnp.asarray(seeds))
-        factor = config.autoencoder.factor
-        shape = (size[0] // factor, size[1] // factor, config.autoencoder.latent_channels)
-        x = initial_noise(keys, shape)
-        chunk = max(steps // 10, 1) if progress else steps
-        bar = tqdm(
-            total=steps, unit="step", disable=not progress, leave=False, mininterval=0, miniters=1
+        self, request: Request, plan: Plan, progress: bool, trajectory: bool
+    ) -> tuple[Array, Trajectory | None]:
+        """The sampling loop; with a progress bar, the same executable on a few calls at a time."""
+        guided = request.guidance != 1
+        texts = request.texts
+        rows = [request.negative] * len(texts) + texts if guided else texts
+        text = encode_text(
+            self.config, self._part("text"), self.tokenizer(rows), self.tokenizer.eot_id
         )
-        for start in range(0, steps, chunk):
-            part = np.arange(limit) // chunk == start // chunk
-            x = denoise(
-                config,
+        keys = image_keys(jnp.asarray(request.seeds))
+        state = first_state(plan, self._noise(request, keys), self._image(request))
+        recorded, calls = None, plan.count
+        chunk = max(calls // 10, 1) if progress else calls
+        bar = tqdm(
+            total=calls, unit="call", disable=not progress, leave=False, mininterval=0, miniters=1
+        )
+        for first in range(0, calls, chunk):
+            part = np.arange(plan.calls.active.shape[0]) // chunk == first // chunk
+            active = jnp.asarray(np.asarray(plan.calls.active) & part)
+            state, made = denoise(
+                self.config,
                 self._part("unet"),
-                x,
+                state,
                 text,
-                plan._replace(active=plan.active & part),
+                plan._replace(calls=plan.calls._replace(active=active)),
                 keys,
-                jnp.float32(guidance),
-                jnp.float32(eta),
-                sampler=sampler,
-                guided=guidance != 1,
+                jnp.float32(request.guidance),
+                jnp.float32(request.guidance_rescale),
+                guided=guided,
+                trajectory=trajectory,
             )
+            # What is not in this part is 0.
+            recorded = made if recorded is None else jax.tree.map(jnp.add, recorded, made)
             if progress:
-                x.block_until_ready()
-                bar.update(min(chunk, steps - start))
+                state.block_until_ready()
+                bar.update(min(chunk, calls - first))
         bar.close()
-        return x
+        return state[0], recorded
 
-    def _check(
-        self,
-        prompts: list[str],
-        n: int,
-        seeds: list[int],
-        steps: int,
-        guidance: float,
-        negative: str,
-        height: int,
-        width: int,
-        sampler: str,
-        eta: float,
-    ) -> None:
-        """Refuse bad input in words."""
-        if self.config.conditioning != "text":
-            raise ValueError(
-                f"{self.name} draws from more than a text (its conditioning is "
-                f"{self.config.conditioning!r}), and this call takes none of it: use its networks, "
-                "`params` and `config`, directly"
-            )
-        whole = [("n", n), ("steps", steps), ("height", height), ("width", width)]
-        for name, value in [*whole, *(("seed", seed) for seed in seeds)]:
-            if not isinstance(value, (int, np.integer)):
-                raise ValueError(f"{name} must be a whole number, got {value!r}")
-        if not prompts or any(not text.strip() for text in prompts):
-            raise ValueError("the prompt is empty: say what the picture should show")
-        most = min(STEP_LIMITS[-1], self.config.schedule.train_steps)
-        if not 1 <= steps <= most:
-            raise ValueError(f"steps must be between 1 and {most}, got {steps}")
-        if n < 1:
-            raise ValueError(f"n, the number of images, must be at least 1, got {n}")
-        if len(seeds) != len(prompts):
-            raise ValueError(f"{len(seeds)} seeds for {len(prompts)} prompts: give one for each")
-        for seed in seeds:
-            if not 0 <= seed <= 2**31 - n:
-                raise ValueError(f"seed must be between 0 and {2**31 - n}, got {seed}")
-        if not (np.isfinite(guidance) and guidance >= 1):
-            raise ValueError(f"guidance must be a number of at least 1 (1 is off), got {guidance}")
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta must be between 0 and 1, got {eta}")
-        if sampler not in STEPS:
-            raise ValueError(f"unknown sampler {sampler!r}: choose among {', '.join(STEPS)}")
-        multiple = self.config.size_multiple
-        for side in (height, width):
-            if side < multiple or side % multiple:
-                raise ValueError(
-                    f"the size {height}x{width} does not fit {self.name}: height and width must be "
-                    f"multiples of {multiple}; it was trained at {self.native_size}"
-                )
-        if self.styles:
-            for text in [*prompts, negative]:
-                asked = re.search(r",\s*([\w-]+) style\W*$", text.lower())
-                if asked and asked[1] not in self.styles:
-                    raise ValueError(
-                        f"{self.name} does not know the style {asked[1]!r}: "
-                        f"choose among {', '.join(self.styles)}"
-                    )
+    def _noise(self, request: Request, keys: Keys) -> Array:
+        if request.latents is not None:
+            return jnp.asarray(request.latents, jnp.float32)
+        return initial_noise(keys, request.latent_shape[1:])
+
+    def _image(self, request: Request) -> Array | None:
+        """The latents of the image, the same for all; its posterior's mean, so without chance."""
+        if request.image is None:
+            return None
+        pixels = np.asarray(fitted(request.image, request.size))
+        x0 = encode(self.config, self._part("autoencoder"), to_float(pixels[None]))
+        return jnp.broadcast_to(x0, request.latent_shape)
