@@ -7,8 +7,10 @@ at the recorded times.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ from golden_replay import NotSupported
 from sdjax.config import Schedule
 from sdjax.diffusion import loop, solvers
 from sdjax.diffusion.loop import Limits
-from sdjax.diffusion.samplers import make_plan
+from sdjax.diffusion.samplers import Calls, make_plan
 from sdjax.diffusion.schedule import betas
 from sdjax.diffusion.solvers import Call, Level, pairs
 from sdjax.diffusion.solvers.maps import ANCHOR, EPS, M1, NOISE, X, state, transfer
@@ -34,43 +36,50 @@ Config = dict[str, Any]
 Case = dict[str, Any]
 
 
-def walk(
-    calls: Sequence[Call],
-    x_init: Any,
-    *,
-    prediction: str = "eps",
-    limits: Limits = loop.NO_LIMITS,
-    eps_from_clipped: bool = False,
-    learned: bool = False,
-    spread: bool = False,
-) -> np.ndarray:
-    """x after every call [calls, numbers]; with `spread`, as x / alpha.
-
-    Channels are last, so that a learned variance stands beside the mean.
-    """
-    x = np.asarray(x_init, np.float64)
-    plan = make_plan(calls, len(calls), (0.0, 1.0))
-    flat = jnp.asarray(x * (calls[0].level.alpha if spread else 1.0), jnp.float32)
-    slots = loop.begin_state(flat.reshape(1, -1, 1, 1))
-    numbers = np.arange(x.size)
-    scales = [call.level.alpha if spread else 1.0 for call in calls[1:]] + [1.0]
+@partial(jax.jit, static_argnames=("prediction", "eps_from_clipped", "learned"))
+def _call(
+    info: Calls, slots: Any, wave: Any, limits: Limits, *, learned: bool, **options: Any
+) -> Any:
+    """One call of our loop, with the recorded network, and `wave` for its noise."""
 
     def network(x: Any, t: Any) -> Any:
         # In the sigma family x is scaled before the network sees it: as ours always is.
         output = 0.1 * x + 0.01 * jnp.sin(t[0])
         return jnp.concatenate([output, jnp.tanh(0.5 * x)], -1) if learned else output
 
-    found = []
     with pytest.MonkeyPatch.context() as patch:
-        for j, scale in enumerate(scales):
-            wave = jnp.asarray(1.2 * np.sin(0.7 * numbers + 1.3 * j + 0.2), jnp.float32)
-            patch.setattr(loop, "normal_per_image", lambda *_, w=wave: w.reshape(1, -1, 1, 1))
-            info = type(plan.calls)(*(field[j] for field in plan.calls))
-            slots, _ = loop.call(
-                network, info, j, slots, None,
-                prediction=prediction, limits=limits, eps_from_clipped=eps_from_clipped,
-            )  # fmt: skip
-            found.append(np.asarray(slots[0], np.float64).ravel() / scale)
+        patch.setattr(loop, "normal_per_image", lambda *_: wave)
+        keys = loop.image_keys(jnp.arange(1))
+        return loop.call(network, info, 0, slots, keys, limits=limits, **options)[0]
+
+
+def walk(
+    calls: Sequence[Call],
+    x_init: Any,
+    *,
+    limits: Limits = loop.NO_LIMITS,
+    spread: bool = False,
+    prediction: str = "eps",
+    eps_from_clipped: bool = False,
+    learned: bool = False,
+) -> np.ndarray:
+    """x after every call [calls, numbers]; with `spread`, as x / alpha.
+
+    The numbers are rows of a picture with one channel, so that a learned variance stands beside it.
+    """
+    x = np.asarray(x_init, np.float64) * (calls[0].level.alpha if spread else 1.0)
+    plan = make_plan(calls, len(calls), (0.0, 1.0))
+    rows = (1, -1, 1, 1)
+    slots = loop.begin_state(jnp.asarray(x.reshape(rows), jnp.float32))
+    options = {"prediction": prediction, "eps_from_clipped": eps_from_clipped, "learned": learned}
+    scales = [call.level.alpha if spread else 1.0 for call in calls[1:]] + [1.0]
+    found = []
+    for j, scale in enumerate(scales):
+        wave = 1.2 * np.sin(0.7 * np.arange(x.size) + 1.3 * j + 0.2)
+        wave = jnp.asarray(wave.reshape(rows), jnp.float32)
+        info = jax.tree.map(lambda field, j=j: field[j], plan.calls)
+        slots = _call(info, slots, wave, limits, **options)
+        found.append(np.asarray(slots[0], np.float64).ravel() / scale)
     return np.array(found)
 
 
@@ -208,7 +217,7 @@ def _euler(case: Case) -> list[Call]:
         noise = options.get("s_noise", 1.0) * (lifted**2 - here.spread**2) ** 0.5
         x = X / here.alpha + noise * NOISE + (there.spread - lifted) * EPS
         published = Call(here, state(there.alpha * x))
-        calls += [published] if churn else solvers.euler_churn([here, there], None, 0.0)
+        calls += [published] if churn else solvers.ddim([here, there])
     return calls
 
 

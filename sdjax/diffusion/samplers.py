@@ -13,7 +13,7 @@ from sdjax.config import Schedule
 from sdjax.diffusion import solvers
 from sdjax.diffusion.solvers import Call, Level
 from sdjax.diffusion.solvers.onestep import MOST_CHURN
-from sdjax.diffusion.times import Convention, End, Levels, Spacing, visited
+from sdjax.diffusion.times import Convention, End, Levels, Spacing, Times, visited
 
 Build = Callable[[Sequence[Level], Levels, float], list[Call]]
 """The calls for the levels of a run, all levels of the schedule, and eta."""
@@ -25,7 +25,7 @@ class Sampler:
 
     build: Build
     convention: Convention  # by which its times are chosen
-    order: int | None  # of convergence between levels with noise; None: it draws noise
+    order: int | None  # of convergence, once warm, between levels with noise; None: it draws noise
     calls: int  # of the network per step
     source: str
     eta: str = ""  # what eta means; "": it must be 0
@@ -67,7 +67,6 @@ PNDM, KARRAS, K_DIFFUSION = "arXiv 2202.09778", "arXiv 2206.00364", "k-diffusion
 DPM, DPM_PLUS, DEIS, UNIPC = (
     f"arXiv {number}" for number in ("2206.00927", "2211.01095", "2204.13902", "2302.04867")
 )
-MULTISTEP, SINGLESTEP = solvers.dpm_multistep, solvers.dpm_singlestep
 _alpha_space = partial(Sampler, convention="ddim", calls=1)
 _sigma_space = partial(Sampler, convention="sigma")
 _log_snr = partial(Sampler, convention="multistep", calls=1)
@@ -103,19 +102,23 @@ SAMPLERS: dict[str, Sampler] = {
         _looking(solvers.dpm2_ancestral), order=None, calls=2, source=K_DIFFUSION
     ),
     **{
-        f"dpm {order}{kind}": _log_snr(
-            _plain(build, order=order, algorithm="dpm"), order=order, source=DPM, end="first"
+        f"{name} {order}{kind}": _log_snr(
+            _plain(build, order=order, algorithm=name),
+            order=2 if kind == "m" else order,  # 3m, too: see `dpm_multistep`
+            source=source,
+            end="first" if name == "dpm" else None,
         )
-        for kind, build in (("m", MULTISTEP), ("s", SINGLESTEP))
+        for name, source in (("dpm", DPM), ("dpm++", DPM_PLUS))
+        for kind, build in (("m", solvers.dpm_multistep), ("s", solvers.dpm_singlestep))
         for order in (2, 3)
     },
-    "dpm++ 1": _log_snr(_plain(MULTISTEP, order=1), order=1, source=DPM_PLUS),
-    **{
-        f"dpm++ {order}{kind}": _log_snr(_plain(build, order=order), order=order, source=DPM_PLUS)
-        for kind, build in (("m", MULTISTEP), ("s", SINGLESTEP))
-        for order in (2, 3)
-    },
-    "dpm++ 2m sde": _log_snr(_plain(MULTISTEP, algorithm="sde-dpm++"), order=None, source=DPM_PLUS),
+    "dpm++ 1": _log_snr(_plain(solvers.dpm_multistep, order=1), order=1, source=DPM_PLUS),
+    "dpm++ 3m exact": _log_snr(
+        _plain(solvers.dpm_multistep, order=3, published=False), order=3, source=DPM_PLUS
+    ),
+    "dpm++ 2m sde": _log_snr(
+        _plain(solvers.dpm_multistep, algorithm="sde-dpm++"), order=None, source=DPM_PLUS
+    ),
     "deis": _log_snr(_plain(solvers.deis), order=2, source=DEIS, end="first"),
     "deis 3": _log_snr(_plain(solvers.deis, order=3), order=3, source=DEIS, end="first"),
     "unipc 1": _log_snr(_plain(solvers.unipc, order=1), order=2, source=UNIPC),
@@ -206,7 +209,7 @@ Start = Literal["diffusers", "ldm"]
 
 def sampling_plan(
     schedule: Schedule,
-    steps: int | Sequence[float],
+    steps: int | Times,
     max_calls: int | Sequence[int] | None = None,
     *,
     sampler: str = "ddim",

@@ -23,6 +23,9 @@ round times."""
 
 End = Literal["data", "first"]
 
+Times = Sequence[float | int] | np.ndarray
+"""Times by hand, in any order."""
+
 Convention = Literal["ddim", "sigma", "multistep"]
 """How the code that published a sampler chooses times: DDIM, DDPM and PNDM; the family of
 k-diffusion, whose times may be fractions; the solvers in log-SNR, which place N + 1 points."""
@@ -51,7 +54,7 @@ class Levels:
         self.alpha, self.sigma = np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
         self.log_spread = np.log(spread)
 
-    def at_time(self, time: float) -> Level:
+    def at_time(self, time: float | int) -> Level:
         """The level of a time in [0, T); between whole times sigma / alpha is interpolated."""
         whole = round(time)
         if whole == time:
@@ -69,7 +72,7 @@ END = Level(0.0, 1.0, 0.0)
 """Data, without noise."""
 
 
-def of_spread(spread: float, time: float) -> Level:
+def of_spread(spread: float, time: float | int) -> Level:
     """The level whose sigma / alpha is `spread`."""
     alpha = 1 / math.sqrt(1 + spread**2)
     return Level(time, alpha, spread * alpha)
@@ -77,7 +80,7 @@ def of_spread(spread: float, time: float) -> Level:
 
 def visited(
     schedule: Schedule,
-    steps: int | Sequence[float],
+    steps: int | Times,
     spacing: Spacing,
     convention: Convention,
     *,

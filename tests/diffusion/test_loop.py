@@ -4,21 +4,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from golden_rule import golden
 
-from sdjax.diffusion.loop import image_keys, initial_noise, normal_per_image, sample
+from sdjax.diffusion.guidance import guide_doubled
+from sdjax.diffusion.loop import (
+    Limits,
+    begin,
+    begin_state,
+    call,
+    image_keys,
+    initial_noise,
+    normal_per_image,
+    sample,
+    walk,
+)
 from sdjax.diffusion.parameterization import split
-from sdjax.diffusion.samplers import STEPS
-from sdjax.diffusion.schedule import alpha_bars, leading_timesteps, make_plan, trailing_timesteps
+from sdjax.diffusion.samplers import SAMPLERS, sampling_plan
 from sdjax.presets import SD_SCHEDULE
 
 SHAPE = (2, 2, 3)
-MODES = [("ddim", 0.0), ("ddim", 1.0), ("ddpm", 0.0)]
+MODES = [("ddim", 1.0), ("plms", 0.0), ("euler a", 0.0), ("heun", 0.3), ("unipc", 0.0)]
 EVERY_MODE = pytest.mark.parametrize(("sampler", "eta"), MODES)
 
 
-def plan_of(steps, max_steps, schedule=SD_SCHEDULE):
-    return make_plan(schedule, trailing_timesteps(schedule, steps), max_steps, 1.0)
+def plan_of(steps, max_calls, sampler="ddim", eta=0.0, schedule=SD_SCHEDULE):
+    return sampling_plan(
+        schedule, steps, max_calls, sampler=sampler, spacing="trailing", eta=eta, end="data"
+    )
 
 
 def network(weight, x, timesteps):
@@ -30,17 +41,10 @@ def network(weight, x, timesteps):
 WEIGHT = 0.5 * jax.random.normal(jax.random.key(7), (3, 3))
 
 
-@jax.jit(static_argnames=("sampler", "prediction"))
-def run(weight, plan, x, keys, eta, *, sampler="ddim", prediction="eps"):
+@jax.jit(static_argnames="prediction")
+def run(weight, plan, x, keys, prediction="v"):
     return sample(
-        lambda x, t: network(weight, x, t),
-        plan,
-        x,
-        keys,
-        sampler=sampler,
-        prediction=prediction,
-        eta=eta,
-        trajectory=True,
+        lambda x, t: network(weight, x, t), plan, x, keys, prediction=prediction, trajectory=True
     )
 
 
@@ -53,94 +57,91 @@ def start(seeds):
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_the_scan_is_a_python_for(sampler, eta, prediction):
     x, keys = start([3, 4])
-    plan = plan_of(6, 8)
-    final, (xs, x0s) = run(WEIGHT, plan, x, keys, eta, sampler=sampler, prediction=prediction)
-    for k in range(6):
-        info = jax.tree.map(lambda values, k=k: values[k], plan)
-        output = network(WEIGHT, x, jnp.full(2, info.timestep))
-        x0, eps = split(output, x, info.alpha_bar, prediction)
-        noise = normal_per_image(keys, SHAPE, k + 1)
-        x = STEPS[sampler](x, x0, eps, info, jnp.float32(eta), noise)
-        np.testing.assert_allclose(xs[k], x, rtol=2e-5, atol=2e-5)
-        np.testing.assert_allclose(x0s[k], x0, rtol=2e-5, atol=2e-4)
-    np.testing.assert_allclose(final, x, rtol=2e-5, atol=2e-5)
+    plan = plan_of(4, 12, sampler, eta)
+    final, path = run(WEIGHT, plan, x, keys, prediction)
+    state = begin_state(x)
+    for k in range(plan.count):
+        info = jax.tree.map(lambda values, k=k: values[k], plan.calls)
+        state, made = call(
+            lambda x, t: network(WEIGHT, x, t), info, k, state, keys, prediction=prediction
+        )
+        np.testing.assert_allclose(path.x[k], made.x, rtol=2e-5, atol=2e-5)
+        np.testing.assert_allclose(path.x0[k], made.x0, rtol=2e-5, atol=2e-4)
+    np.testing.assert_allclose(final, state[0], rtol=2e-5, atol=2e-5)
 
 
-def test_a_recorded_trajectory_comes_out_of_the_loop():
-    case = {c["id"]: c for c in golden("scheduler_trajectories")["cases"]}
-    case = case["ddim_v_prediction_eta0_leading_off1"]
-    plan = make_plan(SD_SCHEDULE, leading_timesteps(SD_SCHEDULE, 10), 20)
-    x = jnp.asarray(case["x_init"], jnp.float32).reshape(1, 2, 2, 2)
-    _, (xs, _) = sample(
-        lambda x, t: 0.1 * x + 0.01 * jnp.sin(t),
-        plan,
-        x,
-        image_keys(jnp.array([0])),
-        sampler="ddim",
-        prediction="v",
-        trajectory=True,
-    )
-    np.testing.assert_allclose(xs[:10].reshape(10, 8), case["x_after_step"], rtol=1e-4)
+def test_a_call_by_hand():
+    # DDIM in the words of its paper, and what the trajectory says of it.
+    x, keys = start([3])
+    plan = plan_of(5, 5, eta=0.4)
+    _, path = run(WEIGHT, plan, x, keys, "eps")
+    a, s = plan.calls.alpha, plan.calls.sigma
+    for k in range(4):
+        eps = network(WEIGHT, x, jnp.full(1, plan.calls.timestep[k]))
+        x0 = (x - s[k] * eps) / a[k]
+        noise = 0.4 * s[k + 1] / s[k] * jnp.sqrt(1 - (a[k] / a[k + 1]) ** 2)
+        np.testing.assert_allclose(path.x[k], x, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(path.eps[k], eps, rtol=1e-4, atol=1e-5)
+        x = a[k + 1] * x0 + jnp.sqrt(s[k + 1] ** 2 - noise**2) * eps
+        x = x + noise * normal_per_image(keys, SHAPE, k + 1)
 
 
 @EVERY_MODE
 def test_padding_changes_nothing(sampler, eta):
     x, keys = start([0, 1])
-    short, _ = run(WEIGHT, plan_of(6, 8), x, keys, eta, sampler=sampler)
-    long, _ = run(WEIGHT, plan_of(6, 50), x, keys, eta, sampler=sampler)
+    short, _ = run(WEIGHT, plan_of(6, 12, sampler, eta), x, keys)
+    long, _ = run(WEIGHT, plan_of(6, 50, sampler, eta), x, keys)
     np.testing.assert_array_equal(short, long)
 
 
-def test_the_trajectory_holds_every_padded_step():
+def test_the_trajectory_is_empty_where_no_call_was_made():
     x, keys = start([0, 1])
-    final, (xs, x0s) = run(WEIGHT, plan_of(6, 8), x, keys, 0.0)
-    assert xs.shape == x0s.shape == (8, 2, *SHAPE)
-    np.testing.assert_array_equal(xs[5:], jnp.stack([final] * 3))
+    _, path = run(WEIGHT, plan_of(6, 12), x, keys)
+    assert path.x.shape == path.x0.shape == path.eps.shape == (12, 2, *SHAPE)
+    assert path.branches == () and not np.any(path.x[6:])
+    np.testing.assert_array_equal(path.x[0], x)
+    norms = path.norms().x
+    assert norms.shape == (12, 2)
+    assert norms[0, 1] == pytest.approx(np.sqrt(np.mean(np.square(x[1]))), rel=1e-5)
 
 
-def test_only_shapes_and_names_make_a_new_program():
+def test_every_sampler_and_number_is_one_program():
     traces = []
 
     @jax.jit
-    def guided(plan, x, keys, scale, eta):
+    def guided(plan, x, keys, scale, limits):
         traces.append(x.shape)
-        final, trajectory = sample(
-            lambda x, t: scale * network(WEIGHT, x, t),
-            plan,
-            x,
-            keys,
-            sampler="ddim",
-            prediction="eps",
-            eta=eta,
+        final, path = sample(
+            lambda x, t: scale * network(WEIGHT, x, t), plan, x, keys, prediction="v", limits=limits
         )
-        assert trajectory is None  # not asked for
+        assert path is None  # not asked for
         return final
 
     results = []
-    for steps, scale, eta, seeds in [
-        (5, 1.0, 0.0, [0, 1]),
-        (8, 7.5, 0.5, [2, 3]),
-        (1, 3, 1, [4, 5]),
-    ]:
-        x, keys = start(seeds)
-        results.append(guided(plan_of(steps, 8), x, keys, jnp.float32(scale), jnp.float32(eta)))
+    for k, (name, sampler) in enumerate(SAMPLERS.items()):
+        x, keys = start([k, k + 1])
+        plan = plan_of(5 + k % 4, 40, name, 0.3 if sampler.eta else 0.0)
+        limits = Limits(jnp.float32(1 + k))
+        results.append(np.asarray(guided(plan, x, keys, jnp.float32(1 + k), limits)))
     assert traces == [(2, *SHAPE)]
-    assert not np.allclose(results[0], results[1])
-    jax.eval_shape(guided, plan_of(5, 8), *start([0, 1, 2]), jnp.float32(1), jnp.float32(0))
+    assert all(np.isfinite(result).all() for result in results)
+    jax.eval_shape(guided, plan_of(5, 40), *start([0, 1, 2]), jnp.float32(1), limits)
     assert len(traces) == 2
 
 
 @EVERY_MODE
 def test_an_image_does_not_know_its_batch(sampler, eta):
-    x, keys = start([10, 11])
-    together, _ = run(WEIGHT, plan_of(6, 8), x, keys, eta, sampler=sampler)
-    for i, seed in enumerate([10, 11]):
-        x, keys = start([seed])
-        alone, _ = run(WEIGHT, plan_of(6, 8), x, keys, eta, sampler=sampler)
+    plan = plan_of(6, 12, sampler, eta)
+    seeds = [10, 11, 12, 13]
+    together, _ = run(WEIGHT, plan, *start(seeds))
+    turned, _ = run(WEIGHT, plan, *start(seeds[::-1]))
+    for i, seed in enumerate(seeds):
+        alone, _ = run(WEIGHT, plan, *start([seed]))
         np.testing.assert_allclose(alone[0], together[i], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(turned[3 - i], together[i], rtol=1e-5, atol=1e-6)
 
 
-def test_noise_differs_between_images_steps_and_the_start():
+def test_noise_differs_between_images_calls_and_the_start():
     keys = image_keys(jnp.array([0, 1]))
     drawn = np.stack([normal_per_image(keys, (16, 16, 4), k) for k in range(3)])
     correlations = np.corrcoef(drawn.reshape(6, -1))
@@ -151,51 +152,127 @@ def test_noise_differs_between_images_steps_and_the_start():
 
 @EVERY_MODE
 @pytest.mark.parametrize("cuts", [[3], [1, 2, 5]])
-def test_a_run_in_segments_is_the_same_run(sampler, eta, cuts):
+def test_a_run_in_parts_is_the_same_run(sampler, eta, cuts):
     x, keys = start([5, 6])
-    plan = plan_of(6, 8)
-    whole, _ = run(WEIGHT, plan, x, keys, eta, sampler=sampler)
-    for first, last in zip([0, *cuts], [*cuts, 8], strict=True):
-        part = (jnp.arange(8) >= first) & (jnp.arange(8) < last)
-        segment = plan._replace(active=plan.active & part)
-        x, _ = run(WEIGHT, segment, x, keys, eta, sampler=sampler)
-    np.testing.assert_array_equal(x, whole)
+    plan = plan_of(6, 12, sampler, eta)
+    whole, _ = run(WEIGHT, plan, x, keys)
+    state = begin_state(x)
+    for first, last in zip([0, *cuts], [*cuts, 12], strict=True):
+        part = (jnp.arange(12) >= first) & (jnp.arange(12) < last)
+        calls = plan.calls._replace(active=plan.calls.active & part)
+        state, _ = walked(plan._replace(calls=calls), state, keys)
+    np.testing.assert_allclose(state[0], whole, rtol=1e-5, atol=1e-5)
+
+
+@jax.jit
+def walked(plan, state, keys):
+    return walk(lambda x, t: network(WEIGHT, x, t), plan, state, keys, prediction="v")
+
+
+# Precision
+
+
+def test_a_network_in_bfloat16_leaves_the_loop_in_float32():
+    seen = []
+
+    def low(x, timesteps):
+        seen.append((x.dtype, timesteps.dtype))
+        return network(WEIGHT.astype(jnp.bfloat16), x.astype(jnp.bfloat16), timesteps).astype(
+            jnp.bfloat16
+        )
+
+    x, keys = start([0, 1])
+    plan = plan_of(10, 10)
+    final, _ = sample(low, plan, x, keys, prediction="v")
+    assert final.dtype == jnp.float32
+    assert set(seen) == {(jnp.dtype("float32"), jnp.dtype("float32"))}
+    exact, _ = run(WEIGHT, plan, x, keys)
+    assert np.abs(final - exact).max() < 0.05
+    for values in (*plan.calls[:-1], plan.start):
+        assert values.dtype == jnp.float32
+
+
+# Limits
+
+
+def test_clipping_and_dynamic_thresholding():
+    x, keys = start([0, 1])
+    plan = plan_of(6, 6)
+    loose = lambda x, t: 3 * network(WEIGHT, x, t)  # noqa: E731
+
+    def x0s(**options):
+        return sample(loose, plan, x, keys, prediction="v", trajectory=True, **options)[1].x0
+
+    free = x0s()
+    assert np.abs(free).max() > 1.5
+    first = np.clip(free[0], -0.5, 0.5)
+    np.testing.assert_allclose(x0s(limits=Limits(0.5))[0], first)
+    found = x0s(limits=Limits(quantile=0.8, most=1.5))
+    size = np.quantile(np.abs(free[0].reshape(2, -1)), 0.8, axis=1)
+    size = np.clip(size, 1, 1.5)[:, None, None, None]
+    np.testing.assert_allclose(found[0], np.clip(free[0], -size, size) / size, rtol=1e-5)
+
+
+def test_eps_may_follow_the_clipped_data():
+    x, keys = start([0])
+    plan = plan_of(4, 4)
+    options = {"prediction": "v", "trajectory": True, "limits": Limits(0.3)}
+    path = sample(
+        lambda x, t: network(WEIGHT, x, t), plan, x, keys, eps_from_clipped=True, **options
+    )[1]
+    for k in range(4):
+        mixed = plan.calls.alpha[k] * path.x0[k] + plan.calls.sigma[k] * path.eps[k]
+        np.testing.assert_allclose(mixed, path.x[k], atol=1e-5)
+
+
+# Guidance and gradients
+
+
+def guided_run(x, scale, plan, keys, remat=False, trajectory=False):
+    def denoise(x, t):
+        both = jnp.concatenate([network(0.5 * WEIGHT, x, t), network(WEIGHT, x, t)])
+        return guide_doubled(both, scale), tuple(jnp.split(both, 2))
+
+    return sample(denoise, plan, x, keys, prediction="v", remat=remat, trajectory=trajectory)
+
+
+def test_the_trajectory_has_both_branches_of_guidance():
+    x, keys = start([0, 1])
+    plan = plan_of(4, 4)
+    _, path = guided_run(x, jnp.float32(3.0), plan, keys, trajectory=True)
+    without, with_text = path.branches
+    np.testing.assert_allclose(path.eps, without + 3 * (with_text - without), atol=2e-5)
+    t = jnp.full(2, plan.calls.timestep[0])
+    output = network(WEIGHT, x, t)
+    _, eps = split(output, x, plan.calls.alpha[0], plan.calls.sigma[0], "v")
+    np.testing.assert_allclose(with_text[0], eps, atol=1e-5)
 
 
 @EVERY_MODE
-def test_gradients_flow_through_the_loop(sampler, eta):
+def test_gradients_agree_with_finite_differences(sampler, eta):
     x, keys = start([0, 1])
-    plan = plan_of(4, 8)  # with padding, whose gradient must not be NaN
+    plan = plan_of(4, 12, sampler, eta)  # with padding, whose gradient must not be NaN
 
-    def loss(weight):
-        return jnp.mean(run(weight, plan, x, keys, eta, sampler=sampler, prediction="v")[0] ** 2)
+    @jax.jit(static_argnames="remat")
+    def loss(x, scale, remat=False):
+        return jnp.mean(guided_run(x, scale, plan, keys, remat)[0] ** 2)
 
-    gradient = jax.grad(loss)(WEIGHT)
-    assert np.isfinite(gradient).all() and np.abs(gradient).max() > 1e-3
-    direction = jax.random.normal(jax.random.key(1), WEIGHT.shape)
-    slope = (loss(WEIGHT + 1e-2 * direction) - loss(WEIGHT - 1e-2 * direction)) / 2e-2
-    assert jnp.vdot(gradient, direction).item() == pytest.approx(slope.item(), rel=5e-3)
+    scale = jnp.float32(2.0)
+    gradients = jax.grad(loss, (0, 1))(x, scale)
+    again = jax.grad(lambda x, scale: loss(x, scale, remat=True), (0, 1))(x, scale)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), gradients, again)
+    direction = jax.random.normal(jax.random.key(1), x.shape)
+    h = 1e-2
+    slope = (loss(x + h * direction, scale) - loss(x - h * direction, scale)) / (2 * h)
+    assert jnp.vdot(gradients[0], direction).item() == pytest.approx(slope.item(), rel=1e-2)
+    slope = (loss(x, scale + h) - loss(x, scale - h)) / (2 * h)
+    assert gradients[1].item() == pytest.approx(slope.item(), rel=1e-2)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_gaussian_data_comes_back(sampler):
-    # For data N(m, s^2) the best possible guess of eps is known in closed form.
-    m, s = 0.7, 0.5
-    table = jnp.asarray(alpha_bars(SD_SCHEDULE), jnp.float32)
-
-    def best(x, timesteps):
-        ab = table[timesteps.astype(int)][:, None, None, None]
-        return jnp.sqrt(1 - ab) * (x - jnp.sqrt(ab) * m) / (ab * s**2 + 1 - ab)
-
-    @jax.jit
-    def draw(plan, keys, eta):
-        x = initial_noise(keys, (8, 8, 4))
-        return sample(best, plan, x, keys, sampler=sampler, prediction="eps", eta=eta)[0]
-
-    keys = image_keys(jnp.arange(64))
-    runs = [(1000, 1.0, 0.02)]
-    runs += [(100, 0.0, 0.05), (1000, 0.0, 0.02)] if sampler == "ddim" else []
-    for steps, eta, tolerance in runs:
-        x = draw(plan_of(steps, 1000), keys, jnp.float32(eta))
-        assert x.mean().item() == pytest.approx(m, rel=0.05)
-        assert x.std().item() == pytest.approx(s, rel=tolerance)
+def test_a_run_begins_with_noise_or_with_an_image():
+    x, _ = start([0])
+    image = jnp.full_like(x, 3.0)
+    plan = sampling_plan(SD_SCHEDULE, 10, strength=0.5)
+    alpha, sigma = plan.calls.alpha[0], plan.calls.sigma[0]
+    np.testing.assert_allclose(begin(plan, x, image), alpha * image + sigma * x, rtol=1e-6)
+    np.testing.assert_array_equal(begin(sampling_plan(SD_SCHEDULE, 10), x), x)

@@ -35,7 +35,7 @@ def test_the_weight_is_a_capped_one_of_the_error_of_x0(prediction):
     alpha_bar = jnp.array([0.05, 0.4, 0.8, 0.97])
     ab = alpha_bar[:, None, None, None]
     x = jnp.sqrt(ab) * x0 + jnp.sqrt(1 - ab) * eps
-    guess, _ = split(output, x, alpha_bar, prediction)
+    guess, _ = split(output, x, jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar), prediction)
     counts = jnp.minimum(snr(alpha_bar) + (prediction == "v"), 5.0)
     expected = counts * jnp.mean((guess - x0) ** 2, (1, 2, 3))
     wanted = target(x0, eps, alpha_bar, prediction)

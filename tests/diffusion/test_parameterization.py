@@ -16,6 +16,11 @@ def one(value):
     return jnp.full((1, 1, 1, 1), value)
 
 
+def levels(alpha_bar):
+    """(alpha, sigma) of an alpha-bar."""
+    return jnp.sqrt(alpha_bar), jnp.sqrt(1 - alpha_bar)
+
+
 def example(alpha_bar):
     """Random x0 and eps [3, 2, 2, 4], and the x between them."""
     key_x0, key_eps = jax.random.split(jax.random.key(0))
@@ -30,7 +35,7 @@ def test_numbers_by_hand(kind):
     alpha_bar = jnp.array(0.36)
     wanted = target(one(2.0), one(-1.0), alpha_bar, kind)
     assert wanted.item() == pytest.approx(BY_HAND[kind], rel=1e-6)
-    x0, eps = split(one(BY_HAND[kind]), one(0.4), alpha_bar, kind)
+    x0, eps = split(one(BY_HAND[kind]), one(0.4), jnp.array(0.6), jnp.array(0.8), kind)
     assert x0.item() == pytest.approx(2.0, rel=1e-6)
     assert eps.item() == pytest.approx(-1.0, rel=1e-6)
 
@@ -40,7 +45,7 @@ def test_numbers_by_hand(kind):
 def test_the_target_splits_into_what_it_was_made_of(kind, alpha_bar):
     alpha_bar = jnp.asarray(alpha_bar)
     x0, eps, x = example(alpha_bar)
-    found = split(target(x0, eps, alpha_bar, kind), x, alpha_bar, kind)
+    found = split(target(x0, eps, alpha_bar, kind), x, *levels(alpha_bar), kind)
     np.testing.assert_allclose(found[0], x0, atol=5e-6)
     np.testing.assert_allclose(found[1], eps, atol=5e-6)
 
@@ -50,8 +55,8 @@ def test_the_target_splits_into_what_it_was_made_of(kind, alpha_bar):
 def test_any_output_can_be_said_in_another_way(kind, other):
     alpha_bar = jnp.array([0.8, 0.4, 0.1])
     _, output, x = example(alpha_bar)
-    x0, eps = split(output, x, alpha_bar, kind)
-    again = split(target(x0, eps, alpha_bar, other), x, alpha_bar, other)
+    x0, eps = split(output, x, *levels(alpha_bar), kind)
+    again = split(target(x0, eps, alpha_bar, other), x, *levels(alpha_bar), other)
     np.testing.assert_allclose(again[0], x0, atol=2e-5)
     np.testing.assert_allclose(again[1], eps, atol=2e-5)
     ab = alpha_bar[:, None, None, None]

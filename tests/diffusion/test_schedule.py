@@ -1,6 +1,7 @@
-"""Betas, alpha-bar and timestep lists against the recorded tables, and the padded plan."""
+"""Betas and alpha-bar against the recorded tables, and the forward process."""
 
 import re
+from dataclasses import replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,15 +9,9 @@ import pytest
 from golden_rule import golden
 
 from sdjax.config import Schedule
-from sdjax.diffusion.schedule import (
-    add_noise,
-    alpha_bars,
-    betas,
-    leading_timesteps,
-    make_plan,
-    trailing_timesteps,
-)
+from sdjax.diffusion.schedule import add_noise, alpha_bars, betas
 from sdjax.presets import SD_SCHEDULE
+from sdjax.weights.config_json import from_json, to_json
 
 TABLES = golden("schedule_tables")
 COSINE = Schedule(betas="cosine")
@@ -66,85 +61,36 @@ def test_a_shorter_schedule_keeps_its_ends():
     np.testing.assert_allclose(betas(Schedule("scaled_linear", 0.01, 0.09, train_steps=3))[1], 0.04)
 
 
-# Timesteps
-
-LISTS = [
-    (name, *re.fullmatch(r"(\w+)\|(\w+)\|off(\d)\|(\d+)", name).groups()[1:])
-    for name in TABLES["timesteps"]
-    if name.startswith(("DDIM", "DDPM")) and "linspace" not in name
-]
+# Zero terminal signal-to-noise ratio, and betas by hand
 
 
-@pytest.mark.parametrize(("name", "spacing", "offset", "steps"), LISTS)
-def test_timesteps_equal_the_recorded_ones(name, spacing, offset, steps):
-    if spacing == "leading":
-        found = leading_timesteps(SD_SCHEDULE, int(steps), int(offset))
-    else:
-        found = trailing_timesteps(SD_SCHEDULE, int(steps))
-    np.testing.assert_array_equal(found, TABLES["timesteps"][name]["timesteps"])
+@pytest.mark.parametrize("name", TABLES["schedules"])
+def test_the_last_time_may_be_noise_alone(name):
+    stored = TABLES["schedules"][name]["zero_terminal_snr_alphas_cumprod"]
+    schedule = replace(named_schedule(name), zero_snr=True, prediction="v")
+    ours, theirs = picked(stored, alpha_bars(schedule))
+    np.testing.assert_allclose(ours, theirs, rtol=1e-9)
+    assert alpha_bars(schedule)[-1] == 0 and betas(schedule)[-1] == 1
+    np.testing.assert_allclose(alpha_bars(schedule)[0], alpha_bars(named_schedule(name))[0])
+    np.testing.assert_allclose(np.cumprod(1 - betas(schedule)), alpha_bars(schedule), atol=1e-12)
 
 
-def test_leading_times_are_those_of_latent_diffusion():
-    key = "ldm_make_ddim_timesteps (ascending, as used by LDM DDIM/PLMS samplers)"
-    lists = {int(n): times for n, times in TABLES[key]["uniform"].items() if len(times) == int(n)}
-    assert len(lists) >= 4
-    for steps, times in lists.items():
-        np.testing.assert_array_equal(leading_timesteps(SD_SCHEDULE, steps)[::-1], times)
+def test_eps_says_nothing_where_there_is_only_noise():
+    with pytest.raises(ValueError, match="cannot predict eps.*choose v or x0"):
+        replace(SD_SCHEDULE, zero_snr=True)
 
 
-def test_every_number_of_steps_gives_that_many_falling_times():
-    for steps in range(1, 1001):
-        trailing = trailing_timesteps(SD_SCHEDULE, steps)
-        assert len(trailing) == steps and trailing[0] == 999 and trailing[-1] >= 0
-        assert (np.diff(trailing) < 0).all()
-        leading = leading_timesteps(SD_SCHEDULE, min(steps, 999))
-        assert leading[-1] == 1 and leading[0] <= 999 and (np.diff(leading) < 0).all()
-
-
-@pytest.mark.parametrize("steps", [-1, 0, 1001])
-def test_impossible_numbers_of_steps_are_refused(steps):
-    words = f"steps must be between 1 and 1000, got {steps}"
-    with pytest.raises(ValueError, match=words):
-        trailing_timesteps(SD_SCHEDULE, steps)
-    with pytest.raises(ValueError, match=words):
-        leading_timesteps(SD_SCHEDULE, steps, offset=0)
-    with pytest.raises(ValueError, match="steps must be between 1 and 999, got 1000"):
-        leading_timesteps(SD_SCHEDULE, 1000)
-
-
-# The plan
-
-
-def test_a_plan_reads_the_tables():
-    times = leading_timesteps(SD_SCHEDULE, 4)
-    plan = make_plan(SD_SCHEDULE, times, 4)
-    table = alpha_bars(SD_SCHEDULE).astype(np.float32)
-    np.testing.assert_array_equal(plan.timestep, [751, 501, 251, 1])
-    np.testing.assert_array_equal(plan.alpha_bar, table[[751, 501, 251, 1]])
-    np.testing.assert_array_equal(plan.alpha_bar_next, table[[501, 251, 1, 0]])
-    assert plan.active.all()
-    ending = make_plan(SD_SCHEDULE, times, 4, 1.0)
-    np.testing.assert_array_equal(ending.alpha_bar_next[:3], plan.alpha_bar_next[:3])
-    assert ending.alpha_bar_next[3] == 1
-
-
-def test_padding_is_inactive_finite_and_keeps_the_shape():
-    short = make_plan(SD_SCHEDULE, trailing_timesteps(SD_SCHEDULE, 3), 3, 1.0)
-    plan = make_plan(SD_SCHEDULE, trailing_timesteps(SD_SCHEDULE, 3), 8, 1.0)
-    np.testing.assert_array_equal(plan.active, [True] * 3 + [False] * 5)
-    for field, whole, unpadded in zip(plan._fields, plan, short, strict=True):
-        assert whole.shape == (8,)
-        assert whole.dtype == (bool if field == "active" else np.float32)
-        np.testing.assert_array_equal(whole[:3], unpadded)
-    for values in plan:
-        assert np.isfinite(values).all()
-    padding = plan.alpha_bar[3:]
-    assert ((padding > 0) & (padding < 1)).all()
-
-
-def test_too_many_steps_do_not_fit():
-    with pytest.raises(ValueError, match="21 steps do not fit into max_steps 20"):
-        make_plan(SD_SCHEDULE, trailing_timesteps(SD_SCHEDULE, 21), 20)
+def test_betas_may_be_given():
+    given = tuple(betas(Schedule("linear", 0.1, 0.3, train_steps=5)).tolist())
+    schedule = Schedule(given, train_steps=5)
+    np.testing.assert_array_equal(betas(schedule), given)
+    np.testing.assert_allclose(alpha_bars(schedule)[1], (1 - given[0]) * (1 - given[1]))
+    assert from_json(Schedule, to_json(schedule)) == schedule
+    hash(schedule)
+    with pytest.raises(ValueError, match="2 betas for 1000 train_steps"):
+        Schedule((0.1, 0.2))
+    with pytest.raises(ValueError, match="betas is 'quadratic'"):
+        Schedule("quadratic")
 
 
 # The forward process

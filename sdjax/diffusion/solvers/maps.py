@@ -31,7 +31,7 @@ Algorithm = Literal["dpm++", "dpm", "sde-dpm++"]
 class Level:
     """A point in time: x = alpha x0 + sigma eps."""
 
-    timestep: float  # what the network is told; of no use at the end
+    timestep: float | int  # what the network is told; of no use at the end
     alpha: float
     sigma: float
 

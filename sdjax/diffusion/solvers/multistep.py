@@ -39,11 +39,11 @@ def lms(levels: Sequence[Level], order: int = 4) -> list[Call]:
     calls = []
     for i, (here, there) in enumerate(pairs(levels)):
         used = min(i + 1, order)
-        known = spreads[i - used + 1 : i + 1][::-1]  # the newest first
+        h = there.spread - here.spread  # nodes in units of the step: digits are not lost
+        known = [(s - here.spread) / h for s in spreads[i - used + 1 : i + 1][::-1]]
         x = X / here.alpha
         for j, slope in enumerate((EPS, M1, M2, M3)[:used]):
-            integral = lagrange(known, j).integ()
-            x = x + (integral(spreads[i + 1]) - integral(spreads[i])) * slope
+            x = x + h * lagrange(known, j).integ()(1.0) * slope
         calls.append(Call(here, state(there.alpha * x, memory=(EPS, M1, M2))))
     return calls
 

@@ -37,24 +37,24 @@ def deis(levels: Sequence[Level], order: int = 2, lower_order_final: bool = True
         used = min(order, i + 1)
         if lower_order_final and steps < 15:
             used = min(used, steps - i)
-        logs = [math.log(level.spread) for level in levels[i - used + 1 : i + 1]][::-1]
+        # The newest first, from here: the integral is that of e^y p(y) in y = log(s / s_here).
+        nodes = [math.log(s.spread / here.spread) for s in levels[i - used + 1 : i + 1][::-1]]
+        end = math.log(there.spread / here.spread) if there.sigma > 0 else -math.inf
         x = X / here.alpha
         for j, slope in enumerate((EPS, M1, M2)[:used]):
-            x = x + _log_integral(logs, j, here.spread, there.spread) * slope
+            x = x + here.spread * _integral(lagrange(nodes, j), end) * slope
         calls.append(Call(here, state(there.alpha * x, memory=(EPS, M1))))
     return calls
 
 
-def _log_integral(nodes: Sequence[float], j: int, start: float, end: float) -> float:
-    """The integral over s of the j-th Lagrange polynomial in log s."""
-    polynomial = lagrange(nodes, j)
-    # By parts: the antiderivative of p(log s) is s q(log s), q = p - p' + p'' - ...
+def _integral(polynomial: np.polynomial.Polynomial, end: float) -> float:
+    """The integral of e^y p(y) from 0 to `end`."""
+    # By parts: its antiderivative is e^y q(y), q = p - p' + p'' - ...
     antiderivative, term = polynomial, polynomial
-    for _ in nodes[1:]:
+    for _ in range(polynomial.degree()):
         term = -term.deriv()
         antiderivative = antiderivative + term
-    begin, finish = (s * antiderivative(math.log(s)) if s > 0 else 0.0 for s in (start, end))
-    return finish - begin
+    return (math.exp(end) * antiderivative(end) if end > -math.inf else 0.0) - antiderivative(0.0)
 
 
 def unipc(
