@@ -43,11 +43,14 @@ def test_no_command_shows_the_help(capsys):
 
 
 def test_imagine_takes_every_option(model, tmp_path):
-    options = "-n 1 --steps 2 --guidance 2 --negative dog --sampler ddpm --scale 1 -o one.png"
+    Image.new("RGB", (9, 9), "red").save(tmp_path / "red.png")
+    options = "-n 1 --steps 4 --guidance 2 --negative dog --scale 1 -o one.png --rescale 0.7"
+    more = "--spacing karras --image red.png --strength 0.5 --sampler heun"
     command = ["imagine", "a cat", "--model", model, "--size", "8x16", "--eta", "0.5"]
-    assert main([*command, *options.split()]) == 0
+    assert main([*command, *options.split(), *more.split()]) == 0
     recipe = read_recipe(tmp_path / "one.png")[0]
-    asked = {"steps": 2, "guidance": 2.0, "negative": "dog", "sampler": "ddpm", "eta": 0.5}
+    asked = {"steps": 4, "guidance": 2.0, "negative": "dog", "sampler": "heun", "eta": 0.5}
+    asked |= {"spacing": "karras", "strength": 0.5, "guidance_rescale": 0.7}
     assert recipe.items() >= {**asked, "height": 8, "width": 16}.items()
     with Image.open(tmp_path / "one.png") as image:
         assert image.size == (16, 8)
@@ -63,9 +66,10 @@ def test_words_never_seen_are_noted(model, capsys):
     [
         (["  "], "the prompt is empty"),
         (["a cat", "--size", "9"], "the size 9x9 does not fit tiny"),
-        (["a cat", "--steps", "0"], "steps must be between 1 and 1000, got 0"),
+        (["a cat", "--steps", "0"], "steps must be between 1 and 999, got 0"),
+        (["a cat", "--image", "no.png"], "no image file no.png"),
         (["a cat", "--guidance", "0.5"], "guidance must be a number of at least 1"),
-        (["a cat", "--sampler", "euler"], "unknown sampler 'euler': choose among ddim, ddpm"),
+        (["a cat", "--sampler", "eular"], "unknown sampler 'eular': choose among ddim, ddim inv"),
         (["a cat, cubist style"], "does not know the style 'cubist': choose among noto, flat"),
         (["a cat", "-n", "0"], "n, the number of images, must be at least 1"),
         (["a cat", "--scale", "0"], "--scale must be at least 1"),

@@ -104,11 +104,7 @@ def test_wrong_ids_and_wrong_operations_fail(run):
     [
         (changed(TEXT, layout="paddle"), "a network with these keys"),
         (changed(TEXT, config={**TEXT["config"], "rope": True}), "rope is True"),
-        (changed(LATENT[0], scheduler="HeunDiscreteScheduler"), "the sampler HeunDiscrete"),
-        (
-            changed(LATENT[0], config={**LATENT[0]["config"], "thresholding": True}),
-            "the option thresholding",
-        ),
+        (changed(LATENT[0], scheduler="FlowMatchScheduler"), "the sampler FlowMatchScheduler"),
         ({"id": "?", "answer": 42}, "a case with the fields id, answer"),
         (
             changed(TEXT, outputs={"mood": {"shape": [1], "data": [0.5]}}),
@@ -174,10 +170,10 @@ def test_shipped_small_files(capsys):
         "meta_check.json": (9, 0),
         "clip_tokens.json": (25, 0),
         "ops.json": (25, 6),
-        "ldm_sampler_trajectories.json": (5, 2),
-        "openai_gaussian_diffusion_trajectories.json": (4, 2),
-        "scheduler_trajectories.json.gz": (23, 81),
-        "schedule_tables.json.gz": (69, 443),
+        "ldm_sampler_trajectories.json": (7, 0),
+        "openai_gaussian_diffusion_trajectories.json": (6, 0),
+        "scheduler_trajectories.json.gz": (104, 0),
+        "schedule_tables.json.gz": (512, 0),
     }
     for name, (passed, failed) in expected.items():
         replay.main([str(GOLDEN / name)])

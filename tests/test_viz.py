@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from sdjax import presets, viz
-from sdjax.diffusion.schedule import make_plan, trailing_timesteps
+from sdjax.diffusion.samplers import sampling_plan
 from sdjax.image.preprocess import grid
 from sdjax.pipelines.images import Images
 
@@ -58,7 +58,7 @@ def test_a_trajectory_is_a_row_of_what_is_and_a_row_of_what_is_expected():
 
 def test_a_schedule_marks_the_times_visited():
     schedule = presets.MINI_SCHEDULE
-    plan = make_plan(schedule, trailing_timesteps(schedule, 30), max_steps=50)
+    plan = sampling_plan(schedule, 30, 50, spacing="trailing")
     without = pixels_of(viz.show_schedule(schedule))
     marked = pixels_of(viz.show_schedule(schedule, plan))
 

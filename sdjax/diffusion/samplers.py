@@ -152,7 +152,7 @@ ALIASES: dict[str, tuple[str, Spacing | None]] = {
 """Names from other programs, in any case: the sampler and the spacing that they mean."""
 
 
-def find_sampler(name: str, spacing: Spacing | None = None) -> tuple[Sampler, Spacing | None]:
+def find_sampler(name: str, spacing: str | None = None) -> tuple[Sampler, Spacing | None]:
     """The sampler called `name`, and the spacing: the one that the name says, or `spacing`.
 
     Raises:
@@ -170,11 +170,10 @@ def find_sampler(name: str, spacing: Spacing | None = None) -> tuple[Sampler, Sp
             f"unknown sampler {name!r}: choose among {', '.join(SAMPLERS)}, or a name from other "
             f"programs: {', '.join(ALIASES)}"
         )
-    if spacing not in (None, *get_args(Spacing)):
-        raise ValueError(
-            f"unknown spacing {spacing!r}: choose among {', '.join(get_args(Spacing))}"
-        )
-    return SAMPLERS[key], spacing
+    known = {word: word for word in get_args(Spacing)}
+    if spacing is not None and spacing not in known:
+        raise ValueError(f"unknown spacing {spacing!r}: choose among {', '.join(known)}")
+    return SAMPLERS[key], known.get(spacing or "")
 
 
 class Calls(NamedTuple):
@@ -213,7 +212,7 @@ def sampling_plan(
     max_calls: int | Sequence[int] | None = None,
     *,
     sampler: str = "ddim",
-    spacing: Spacing | None = None,
+    spacing: str | None = None,
     eta: float = 0.0,
     strength: float | None = None,
     start: Start = "diffusers",
@@ -239,13 +238,15 @@ def sampling_plan(
     Raises:
         ValueError: for unknown names, or numbers out of range.
     """
-    chosen, spacing = find_sampler(sampler, spacing)
-    spacing = spacing or "leading"
+    chosen, found = find_sampler(sampler, spacing)
+    spacing = found or "leading"
     if not 0 <= eta <= 1:
         raise ValueError(f"eta must be between 0 and 1, got {eta}")
     if eta and not chosen.eta:
         takers = ", ".join(name for name, one in SAMPLERS.items() if one.eta)
         raise ValueError(f"{sampler} takes no eta, got {eta}: leave it out, or choose {takers}")
+    if chosen.end and end not in (None, chosen.end):
+        raise ValueError(f"{sampler} must end with noise: end {end!r} is not for it")
     if end is None:
         stays = chosen.inverse or (chosen.convention, spacing) == ("ddim", "leading")
         end = chosen.end or ("first" if stays else "data")

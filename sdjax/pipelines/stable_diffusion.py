@@ -52,9 +52,7 @@ def encode_text(config: StableDiffusion, params: Params, tokens: Tokens, end_id:
 
 
 @partial(jax.jit, static_argnames="config")
-def encode(
-    config: StableDiffusion, params: Params, images: Float[Array, "batch height width channels"]
-) -> Float[Array, "batch height width channels"]:
+def encode(config: StableDiffusion, params: Params, images: Latents) -> Latents:
     """Images in [-1, 1] to the mean of their latents."""
     posterior = apply(
         Autoencoder(config.autoencoder), params["autoencoder"], images, method="encode"
@@ -146,7 +144,7 @@ class Pipeline:
         negative: str = "",
         size: int | tuple[int, int] | None = None,
         sampler: str | None = None,
-        spacing: Spacing | None = None,
+        spacing: str | None = None,
         eta: float = 0.0,
         image: Image.Image | np.ndarray | None = None,
         strength: float | None = None,
@@ -159,7 +157,7 @@ class Pipeline:
 
         Image k of a prompt has seed `seed + k`; what else is drawn in the same call, and where in
         it, does not matter. Only the number of images and the size take a new compilation, and a
-        run of more calls of the network than the next of `CALL_LIMITS`; samplers, steps, guidance,
+        run of more calls of the network than the next of `sdjax.pipelines.request.CALL_LIMITS`; samplers, steps, guidance,
         eta, strength, seeds and words do not. Guidance 1 (off) is a program of its own, which calls
         the network for the prompt alone.
 
@@ -179,7 +177,7 @@ class Pipeline:
                 says, or the model's default.
             eta: noise that ddim adds back, or churn of euler and heun, 0 (none) to 1.
             image: redraw this one, resized to `size`: Pillow, or pixels [height, width, 3].
-            strength: how much of it, above 0 to 1; `STRENGTH` unless given.
+            strength: how much of it, above 0 to 1; None is `STRENGTH`, or 1 for the inverse sampler.
             start: how much noise it begins with, by convention: see
                 `sdjax.diffusion.samplers.sampling_plan`.
             latents: standard normal noise to begin with, one for each image, instead of the seeds'.
@@ -196,8 +194,10 @@ class Pipeline:
         defaults = self.defaults
         prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
         sampler = defaults.sampler if sampler is None else sampler
-        spacing = find_sampler(sampler, spacing)[1] or defaults.spacing
+        chosen, known_spacing = find_sampler(sampler, spacing)
         picture = None if image is None else to_picture(image)
+        if picture is not None and strength is None:
+            strength = 1.0 if chosen.inverse else STRENGTH
         if size is None:
             size = (picture.height, picture.width) if picture else self.native_size
         height, width = size if isinstance(size, tuple) else (size, size)
@@ -213,10 +213,10 @@ class Pipeline:
             negative=negative,
             size=(height, width),
             sampler=sampler,
-            spacing=spacing,
+            spacing=known_spacing or defaults.spacing,
             eta=eta,
             image=picture,
-            strength=STRENGTH if picture and strength is None else strength,
+            strength=strength,
             start=start,
             latents=latents,
         )

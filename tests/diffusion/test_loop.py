@@ -27,9 +27,7 @@ EVERY_MODE = pytest.mark.parametrize(("sampler", "eta"), MODES)
 
 
 def plan_of(steps, max_calls, sampler="ddim", eta=0.0, schedule=SD_SCHEDULE):
-    return sampling_plan(
-        schedule, steps, max_calls, sampler=sampler, spacing="trailing", eta=eta, end="data"
-    )
+    return sampling_plan(schedule, steps, max_calls, sampler=sampler, spacing="trailing", eta=eta)
 
 
 def network(weight, x, timesteps):
@@ -151,7 +149,7 @@ def test_noise_differs_between_images_calls_and_the_start():
 
 
 @EVERY_MODE
-@pytest.mark.parametrize("cuts", [[3], [1, 2, 5]])
+@pytest.mark.parametrize("cuts", [[1, 2, 5]])
 def test_a_run_in_parts_is_the_same_run(sampler, eta, cuts):
     x, keys = start([5, 6])
     plan = plan_of(6, 12, sampler, eta)
@@ -248,7 +246,7 @@ def test_the_trajectory_has_both_branches_of_guidance():
     np.testing.assert_allclose(with_text[0], eps, atol=1e-5)
 
 
-@EVERY_MODE
+@pytest.mark.parametrize(("sampler", "eta"), [("ddim", 1.0), ("unipc", 0.0)])
 def test_gradients_agree_with_finite_differences(sampler, eta):
     x, keys = start([0, 1])
     plan = plan_of(4, 12, sampler, eta)  # with padding, whose gradient must not be NaN

@@ -39,6 +39,7 @@ def test_aliases_mean_samplers_in_any_case():
         ({"spacing": "wide"}, "unknown spacing 'wide': choose among leading, trailing"),
         ({"sampler": "lms karras", "spacing": "leading"}, "means the spacing 'karras'"),
         ({"sampler": "lms", "eta": 0.5}, "lms takes no eta, got 0.5: .*choose ddim, euler, heun"),
+        ({"sampler": "dpm 2m", "end": "data"}, "dpm 2m must end with noise"),
         ({"eta": 1.5}, "eta must be between 0 and 1, got 1.5"),
         ({"strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
         ({"strength": 0.05}, "strength 0.05 leaves none of 10 steps"),

@@ -9,10 +9,15 @@ import pytest
 import tiny_pipeline
 from PIL import Image
 
-from sdjax.diffusion.schedule import make_plan, trailing_timesteps
+from sdjax.diffusion.loop import begin, image_keys, initial_noise
+from sdjax.diffusion.samplers import sampling_plan
+from sdjax.diffusion.solvers import SLOTS
+from sdjax.image.autoencoder import Autoencoder
+from sdjax.nn.functional import apply
 from sdjax.pipelines import stable_diffusion
 from sdjax.pipelines.images import RECIPE, Images, read_recipe, save_png
 
+PICTURE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 CAT, DOG = "a red cat, noto style", "a green dog, flat style"
 
 
@@ -60,8 +65,9 @@ def test_images_come_prompt_by_prompt_with_seeds_counted_up(pipe, four):
     recipes = [image.info[RECIPE] for image in four]
     assert [(r["prompt"], r["seed"]) for r in recipes] == [(CAT, 7), (CAT, 8), (DOG, 7), (DOG, 8)]
     assert recipes[0] == {
-        "prompt": CAT, "seed": 7, "negative": "", "steps": 3, "guidance": 4.0, "sampler": "ddim",
-        "eta": 0.0, "width": 8, "height": 8, "model": "tiny",
+        "prompt": CAT, "seed": 7, "negative": "", "steps": 3, "guidance": 4.0,
+        "guidance_rescale": 0.0, "sampler": "ddim", "spacing": "leading", "eta": 0.0,
+        "width": 8, "height": 8, "model": "tiny",
     }  # fmt: skip
     drawn = pixels(four)
     assert drawn.std() > 5
@@ -75,15 +81,32 @@ def test_an_image_alone_is_the_image_in_a_batch(pipe, four):
     assert_same(pipe(DOG, seed=7), [four[2]])
 
 
-def test_other_words_seeds_steps_and_scales_compile_nothing(pipe, compilations):
-    pipe(CAT)
+def test_twenty_calls_compile_each_function_once(pipe, compilations):
+    """Words, seeds, steps, guidance, eta, strength, samplers and spacings are data."""
+    pipe(CAT), pipe(CAT, image=PICTURE, strength=0.5)
+    assert sum("denoise" in name for name in compilations) <= 1  # with an image or without
     del compilations[:]
-    first = pipe(DOG, seed=2**31 - 1, steps=5, guidance=9.5, eta=0.5)
-    second = pipe(DOG, seed=2**31 - 1, steps=5, guidance=9.5, eta=0.5, negative="a cat")
-    third = pipe(DOG, seed=2**31 - 1, steps=50, guidance=1.01)
+    names = ["ddim", "ddpm", "k_euler_a", "heun", "DPM++ 2M Karras", "plms", "unipc", "lms"]
+    drawn = []
+    for k in range(20):
+        name = names[k % len(names)]
+        options = {"eta": 0.1 * k % 1} if name in ("ddim", "heun") else {}
+        options |= {"image": PICTURE, "strength": 0.3 + 0.03 * k} if k % 3 == 0 else {}
+        drawn += pipe(
+            [CAT, DOG][k % 2],
+            seed=k * 10**8,
+            steps=5 + (45 * k) // 19,
+            guidance=1.01 + k / 2,
+            guidance_rescale=k / 20,
+            sampler=name,
+            negative="a house" * (k % 2),
+            **options,
+        )
     assert compilations == []
-    assert np.abs(pixels(first) - pixels(second)).max() > 0
-    assert np.abs(pixels(first) - pixels(third)).max() > 0
+    found = pixels(drawn)
+    for i in range(20):
+        for j in range(i):
+            assert np.abs(found[i] - found[j]).max() > 0
 
 
 def test_other_weights_compile_nothing(pipe, compilations):
@@ -121,21 +144,19 @@ def test_guidance_off_calls_the_network_for_the_prompt_alone(pipe, monkeypatch, 
     text = stable_diffusion.encode_text(
         pipe.config, {"text": pipe.params["text"]}, rows, pipe.tokenizer.eot_id
     )
-    schedule = pipe.config.schedule
     jax.eval_shape(
-        lambda x, guidance: stable_diffusion.denoise.__wrapped__(
+        lambda state, guidance: stable_diffusion.denoise.__wrapped__(
             pipe.config,
             {"unet": pipe.params["unet"]},
-            x,
+            state,
             text,
-            make_plan(schedule, trailing_timesteps(schedule, 3), 50, 1.0),
-            jax.vmap(jax.random.key)(jnp.arange(2)),
+            sampling_plan(pipe.config.schedule, 3, 50),
+            image_keys(jnp.arange(2)),
             guidance,
             jnp.float32(0),
-            sampler="ddim",
             guided=guided,
         ),
-        jnp.zeros((2, 4, 4, 4)),
+        jnp.zeros((SLOTS, 2, 4, 4, 4)),
         jnp.float32(3),
     )
     assert seen == batches
@@ -153,6 +174,109 @@ def test_guidance_one_is_the_limit_of_guidance(pipe):
     assert np.abs(pixels(off) - pixels(nearly)).max() <= 1
 
 
+@pytest.mark.parametrize("sampler", ["k_euler_a", "dpm++ 2m"])
+def test_any_sampler_draws_the_same_image_in_any_batch(pipe, sampler):
+    four = pipe([CAT, DOG], n=2, seed=7, sampler=sampler)
+    assert_same(pipe(DOG, seed=8, sampler=sampler), [four[3]])
+    assert_same(pipe([DOG, CAT], n=2, seed=7, sampler=sampler), [*four[2:], *four[:2]])
+
+
+# Beginnings and trajectories
+
+
+def test_noise_may_be_given(pipe):
+    noise = initial_noise(image_keys(jnp.array([5])), (4, 4, 4))
+    np.testing.assert_array_equal(pixels(pipe(CAT, latents=noise)), pixels(pipe(CAT, seed=5)))
+
+
+def test_a_trajectory_is_a_value_beside_the_images(pipe):
+    images, walk = pipe(CAT, seed=3, steps=4, trajectory=True)
+    np.testing.assert_array_equal(pixels(images), pixels(pipe(CAT, seed=3, steps=4)))
+    np.testing.assert_array_equal(walk.timesteps, [751, 501, 251, 1])
+    assert walk.calls.x.shape == walk.calls.x0.shape == (4, 1, 4, 4, 4)
+    start = initial_noise(image_keys(jnp.array([3])), (4, 4, 4))
+    np.testing.assert_allclose(walk.calls.x[0], start, atol=1e-6)
+    without, with_text = walk.calls.branches
+    guided = without + 4.0 * (with_text - without)
+    np.testing.assert_allclose(walk.calls.eps, guided, atol=1e-4)
+    decoded = stable_diffusion.decode(
+        pipe.config, {"autoencoder": pipe.params["autoencoder"]}, walk.latents
+    )
+    np.testing.assert_array_equal(np.asarray(decoded), pixels(images))
+
+
+def test_a_trajectory_with_a_progress_bar(pipe):
+    _, plain = pipe(CAT, seed=3, steps=4, trajectory=True)
+    _, watched = pipe(CAT, seed=3, steps=4, trajectory=True, progress=True)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(watched), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_an_image_is_redrawn_from_where_it_was_left(pipe):
+    _, walk = pipe(CAT, seed=3, steps=10, image=PICTURE, strength=0.55, trajectory=True)
+    np.testing.assert_array_equal(walk.timesteps, [401, 301, 201, 101, 1])
+    x0 = stable_diffusion.encode(
+        pipe.config,
+        {"autoencoder": pipe.params["autoencoder"]},
+        jnp.asarray(PICTURE[None]) / 127.5 - 1,
+    )
+    noise = initial_noise(image_keys(jnp.array([3])), (4, 4, 4))
+    plan = sampling_plan(pipe.config.schedule, 10, strength=0.55)
+    np.testing.assert_allclose(walk.calls.x[0], begin(plan, noise, x0), atol=1e-5)
+    recipe = pipe(CAT, image=Image.fromarray(PICTURE), size=8, start="ldm")[0].info[RECIPE]
+    assert (recipe["strength"], recipe["start"]) == (0.75, "ldm")
+
+
+def test_the_inverse_walks_from_an_image_to_noise(pipe):
+    options = {"image": PICTURE, "sampler": "ddim inverse", "guidance": 1.0, "steps": 20}
+    _, walk = pipe(CAT, trajectory=True, **options)
+    assert walk.timesteps[0] == 1 and walk.timesteps[-1] == 951
+    again = pipe(CAT, latents=walk.latents, guidance=1.0, steps=20, trajectory=True)[1].latents
+    x0 = walk.calls.x[0]
+    assert np.abs(again - x0).mean() < 0.3 * np.abs(walk.latents - x0).mean()
+
+
+# Precision and gradients
+
+
+def test_the_schedule_survives_a_model_in_bfloat16(pipe):
+    low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), pipe.params)
+    other = stable_diffusion.Pipeline("low", pipe.config, low, pipe.tokenizer, pipe.defaults)
+    _, exact = pipe(CAT, steps=50, trajectory=True)
+    _, rounded = other(CAT, steps=50, trajectory=True)
+    np.testing.assert_array_equal(rounded.timesteps, exact.timesteps)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rounded))
+    np.testing.assert_allclose(rounded.latents, exact.latents, atol=0.2)
+
+
+def test_the_final_image_has_gradients_for_noise_and_guidance(pipe):
+    plan = sampling_plan(pipe.config.schedule, 3, 4)
+    rows = pipe.tokenizer(["", CAT])
+    text = stable_diffusion.encode_text(
+        pipe.config, {"text": pipe.params["text"]}, rows, pipe.tokenizer.eot_id
+    )
+    keys = image_keys(jnp.array([0]))
+    x = initial_noise(keys, (4, 4, 4))
+
+    @jax.jit
+    def loss(x, guidance):
+        state = stable_diffusion.first_state(plan, x, None)
+        state, _ = stable_diffusion.denoise(
+            pipe.config, pipe.params, state, text, plan, keys, guidance, jnp.float32(0), guided=True
+        )
+        autoencoder = Autoencoder(pipe.config.autoencoder)
+        image = apply(autoencoder, pipe.params["autoencoder"], state[0], method="decode")
+        return jnp.mean(image**2)
+
+    guidance = jnp.float32(4.0)
+    by_x, by_guidance = jax.jit(jax.grad(loss, (0, 1)))(x, guidance)
+    away, h = jax.random.normal(jax.random.key(1), x.shape), 1e-2
+    slope = (loss(x + h * away, guidance) - loss(x - h * away, guidance)) / (2 * h)
+    assert jnp.vdot(by_x, away).item() == pytest.approx(slope.item(), rel=2e-2)
+    slope = (loss(x, guidance + 0.1) - loss(x, guidance - 0.1)) / 0.2
+    assert by_guidance.item() == pytest.approx(slope.item(), rel=2e-2, abs=1e-5)
+
+
 # What is refused
 
 
@@ -168,9 +292,22 @@ def test_guidance_one_is_the_limit_of_guidance(pipe):
         ({"seed": -1}, "seed must be between 0 and 2147483647, got -1"),
         ({"seed": 2**31}, "seed must be between 0 and 2147483647"),
         ({"seed": 2**31 - 1, "n": 2}, "seed must be between 0 and 2147483646"),
-        ({"steps": 0}, "steps must be between 1 and 1000, got 0"),
-        ({"steps": -5}, "steps must be between 1 and 1000, got -5"),
-        ({"steps": 1001}, "steps must be between 1 and 1000, got 1001"),
+        ({"steps": 0}, "steps must be between 1 and 999, got 0"),
+        ({"steps": -5}, "steps must be between 1 and 999, got -5"),
+        ({"steps": 1001}, "steps must be between 1 and 999, got 1001"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be between 0 and 1, got 1.5"),
+        ({"spacing": "wide"}, "unknown spacing 'wide': choose among leading, trailing"),
+        ({"sampler": "lms", "eta": 0.5}, "lms takes no eta, got 0.5"),
+        ({"sampler": "unclip"}, "unclip is for networks that predict a variance"),
+        ({"sampler": "ddim inverse"}, "ddim inverse walks from an image to noise: give an image"),
+        ({"strength": 0.5}, "strength 0.5 says how much of an image to redraw: none given"),
+        ({"image": PICTURE, "strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
+        ({"image": PICTURE, "strength": 0.1}, "strength 0.1 leaves none of 3 steps"),
+        ({"image": PICTURE[:6]}, "the size 6x8 does not fit tiny"),
+        (
+            {"latents": np.zeros((1, 4, 4, 3))},
+            r"latents must be noise of shape \(1, 4, 4, 4\), got",
+        ),
         ({"guidance": 0.5}, r"guidance must be a number of at least 1 \(1 is off\), got 0.5"),
         ({"guidance": -1.0}, "guidance must be a number of at least 1"),
         ({"guidance": float("nan")}, "guidance must be a number of at least 1"),
@@ -178,7 +315,7 @@ def test_guidance_one_is_the_limit_of_guidance(pipe):
         ({"eta": -0.1}, "eta must be between 0 and 1, got -0.1"),
         ({"eta": 1.5}, "eta must be between 0 and 1, got 1.5"),
         ({"eta": float("nan")}, "eta must be between 0 and 1, got nan"),
-        ({"sampler": "euler"}, "unknown sampler 'euler': choose among ddim, ddpm"),
+        ({"sampler": "eular"}, "unknown sampler 'eular': choose among ddim, ddim inverse, ddpm"),
         ({"size": 0}, "the size 0x0 does not fit tiny"),
         ({"size": -8}, "the size -8x-8 does not fit tiny"),
         ({"size": 10}, "10x10 does not fit tiny: .* multiples of 4; it was trained at 8"),

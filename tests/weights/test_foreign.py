@@ -146,6 +146,10 @@ def test_diffusers_schedule():
     cosine = {"beta_schedule": "squaredcos_cap_v2", "beta_start": 0.0001, "beta_end": 0.02}
     assert foreign.diffusers_schedule(cosine) == presets.UNCLIP_IMAGE_SCHEDULE
     assert foreign.diffusers_schedule({}) == Schedule("linear", 0.0001, 0.02)
+    given = foreign.diffusers_schedule({"trained_betas": [0.1, 0.2]})
+    assert given == Schedule((0.1, 0.2), train_steps=2)
+    zero_snr = foreign.diffusers_schedule({**v, "rescale_betas_zero_snr": True})
+    assert zero_snr == replace(presets.SD_V_SCHEDULE, zero_snr=True)
 
 
 # What files of the hub say besides, and what changes nothing.
@@ -229,8 +233,8 @@ def test_a_list_is_no_config():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"trained_betas": [0.1, 0.2]}, "trained_betas"),
-        ({"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
+        ({"trained_betas": ["a"]}, "trained_betas"),
+        ({"rescale_betas_zero_snr": True}, "with zero_snr a network cannot predict eps"),
         ({"beta_schedule": "sigmoid"}, "beta_schedule is 'sigmoid'"),
         ({"prediction_type": "flow"}, "prediction_type is 'flow'"),
         ({"beta_end": -1.0}, "beta_end"),
