@@ -157,9 +157,9 @@ class Pipeline:
 
         Image k of a prompt has seed `seed + k`; what else is drawn in the same call, and where in
         it, does not matter. Only the number of images and the size take a new compilation, and a
-        run of more calls of the network than the next of `sdjax.pipelines.request.CALL_LIMITS`; samplers, steps, guidance,
-        eta, strength, seeds and words do not. Guidance 1 (off) is a program of its own, which calls
-        the network for the prompt alone.
+        run of more calls of the network than the next of `sdjax.pipelines.request.CALL_LIMITS`;
+        samplers, steps, guidance, eta, strength, seeds and words do not. Guidance 1 (off) is a
+        program of its own, which calls the network for the prompt alone.
 
         Args:
             prompt: one text or several; not empty.
@@ -177,7 +177,7 @@ class Pipeline:
                 says, or the model's default.
             eta: noise that ddim adds back, or churn of euler and heun, 0 (none) to 1.
             image: redraw this one, resized to `size`: Pillow, or pixels [height, width, 3].
-            strength: how much of it, above 0 to 1; None is `STRENGTH`, or 1 for the inverse sampler.
+            strength: how much of it, above 0 to 1; None is `STRENGTH`, 1 for the inverse.
             start: how much noise it begins with, by convention: see
                 `sdjax.diffusion.samplers.sampling_plan`.
             latents: standard normal noise to begin with, one for each image, instead of the seeds'.
