@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models as tiny
+import tiny_pipeline
 
 from sdjax.config import Schedule
 from sdjax.denoisers.unet import UNet
@@ -19,7 +21,7 @@ from sdjax.diffusion.loop import image_keys, initial_noise, sample
 from sdjax.diffusion.samplers import sampling_plan
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.nn.functional import apply
-from sdjax.parallel import parallelize, replicate
+from sdjax.parallel import Parallel, parallelize, replicate
 
 COMMUNICATION = re.compile(
     r"all-reduce|all-gather|all-to-all|reduce-scatter|collective-\w+|partition-id|replica-id"
@@ -193,6 +195,29 @@ def eight_devices():
             call = (weights, x[:5], text[:5], pooled[:5], PLAN, keys[:5], 4.0)
             np.testing.assert_allclose(run(*call), wanted[:5], atol=1e-5)
     assert wanted.shape[0] == 8 and np.std(np.asarray(wanted)) > 0.1
+    pipelines()
+
+
+def pipelines():
+    """The whole pipeline, which rounds to pixels: five pictures on 1 to 8 devices."""
+    pipe = tiny_pipeline.make_pipeline()
+    alone, walk = pipe("cat", n=5, sampler="euler a", trajectory=True)
+    for mode, count in (("mesh", 2), ("pmap", 4), ("mesh", 8)):
+        devices = jax.devices()[:count]
+        settings = {"sampler": "euler a", "trajectory": True, "devices": devices, "mode": mode}
+        images, other = pipe("cat", n=5, **settings)
+        for image, wanted in zip(images, alone, strict=True):
+            gap = np.abs(np.int16(image) - np.int16(wanted))
+            assert gap.max() <= 1 and np.mean(gap) < 0.01
+        np.testing.assert_allclose(other.latents, walk.latents, atol=1e-4)
+        assert jax.tree.map(np.shape, other) == jax.tree.map(np.shape, walk)
+    calls, call = [], Parallel.__call__
+    Parallel.__call__ = lambda self, *a, **k: calls.append((self, a, k)) or call(self, *a, **k)
+    once = replace(pipe, params=replicate(pipe.params, devices))
+    assert [i.tobytes() for i in once("cat", n=5, **settings)[0]] == [i.tobytes() for i in images]
+    for run, arguments, named in calls:  # the loop and the decoder
+        assert not COMMUNICATION.findall(run.lower(*arguments, **named).compile().as_text())
+    assert len(calls) == 2
 
 
 def test_eight_devices_draw_the_same_pictures():

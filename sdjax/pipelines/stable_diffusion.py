@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sdjax.config import StableDiffusion
 from sdjax.denoisers.unet import UNet
-from sdjax.diffusion.guidance import guide_doubled
+from sdjax.diffusion.guidance import guide, rescale
 from sdjax.diffusion.loop import (
     Trajectory,
     begin,
@@ -28,6 +28,7 @@ from sdjax.diffusion.times import Spacing
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.preprocess import to_float, to_picture
 from sdjax.nn.functional import Params, apply
+from sdjax.parallel import Mode, parallelize
 from sdjax.pipelines.images import Images
 from sdjax.pipelines.request import STRENGTH, Request, check_styles, fitted
 from sdjax.pipelines.words import warn_about_words
@@ -80,7 +81,11 @@ def denoise(
     guided: bool,
     trajectory: bool = False,
 ) -> tuple[Array, Trajectory | None]:
-    """The active calls of the plan. With `guided`, `text` holds [unconditional, conditional]."""
+    """The active calls of the plan.
+
+    With `guided`, `text` has two rows for each image in turn: without the prompt, and with it. They
+    stay together, so that several devices can share the images without a word to each other.
+    """
     unet = UNet(config.unet)
     vector = text.pooled if config.unet.vector_dim is not None else None
 
@@ -88,13 +93,45 @@ def denoise(
         if not guided:
             output = apply(unet, params["unet"], x, timesteps, text.hidden, vector)
             return output, (output,)
-        x, timesteps = jnp.concatenate([x, x]), jnp.concatenate([timesteps, timesteps])
-        output = apply(unet, params["unet"], x, timesteps, text.hidden, vector)
-        branches = tuple(jnp.split(output, 2))
-        return guide_doubled(output, guidance, guidance_rescale), branches
+        twice = [jnp.repeat(rows, 2, axis=0) for rows in (x, timesteps)]
+        output = apply(unet, params["unet"], *twice, text.hidden, vector)
+        # Not output[::2]: a stride over the images would mix those of different devices.
+        pairs = output.reshape(-1, 2, *output.shape[1:])
+        without, given = pairs[:, 0], pairs[:, 1]
+        guided_output = rescale(guide(without, given, guidance), given, guidance_rescale)
+        return guided_output, (without, given)
 
     prediction = config.schedule.prediction
     return walk(predict, plan, state, keys, prediction=prediction, trajectory=trajectory)
+
+
+def denoise_rows(
+    config: StableDiffusion,
+    params: Params,
+    rows: tuple[Float[Array, "batch slots height width channels"], TextOutput, Keys],
+    plan: Plan,
+    guidance: Scalar,
+    guidance_rescale: Scalar,
+    *,
+    guided: bool,
+    trajectory: bool,
+) -> tuple[Array, Trajectory | None]:
+    """`denoise` with the images on the first axis of everything, as `parallelize` wants it."""
+    state, text, keys = rows
+    text = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), text)
+    state, calls = denoise(
+        config,
+        params,
+        jnp.moveaxis(state, 0, 1),
+        text,
+        plan,
+        keys,
+        guidance,
+        guidance_rescale,
+        guided=guided,
+        trajectory=trajectory,
+    )
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), (state, calls))
 
 
 @partial(jax.jit, static_argnames="config")
@@ -105,6 +142,47 @@ def decode(
     autoencoder = Autoencoder(config.autoencoder)
     images = apply(autoencoder, params["autoencoder"], latents, method="decode")
     return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+@dataclass(frozen=True)
+class _Runner:
+    """`denoise` and `decode` on the devices that were asked for."""
+
+    devices: Sequence[jax.Device] | None
+    mode: Mode
+
+    def denoise(
+        self,
+        config: StableDiffusion,
+        params: Params,
+        state: Array,
+        text: TextOutput,
+        plan: Plan,
+        keys: Keys,
+        *scales: Scalar,
+        guided: bool,
+        trajectory: bool,
+    ) -> tuple[Array, Trajectory | None]:
+        settings = {"guided": guided, "trajectory": trajectory}
+        if self.devices is None:
+            return denoise(config, params, state, text, plan, keys, *scales, **settings)
+        images = state.shape[1]
+        text = jax.tree.map(lambda x: x.reshape(images, -1, *x.shape[1:]), text)
+        static = ("config", "guided", "trajectory")
+        run = parallelize(
+            denoise_rows, self.mode, batched=("rows",), static=static, devices=self.devices
+        )
+        rows = (jnp.moveaxis(state, 1, 0), text, keys)
+        results = run(config, params, rows, plan, *scales, **settings)
+        return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), results)
+
+    def decode(self, config: StableDiffusion, params: Params, latents: Latents) -> Array:
+        if self.devices is None:
+            return decode(config, params, latents)
+        run = parallelize(
+            decode, self.mode, batched=("latents",), static=("config",), devices=self.devices
+        )
+        return run(config, params, latents)
 
 
 @dataclass(frozen=True)
@@ -152,6 +230,8 @@ class Pipeline:
         latents: Float[np.ndarray | Array, "batch height width channels"] | None = None,
         progress: bool = False,
         trajectory: bool = False,
+        devices: Sequence[jax.Device] | None = None,
+        mode: Mode = "mesh",
     ) -> Any:  # Images, or with a trajectory (Images, Walk)
         """Draw `n` images of each prompt.
 
@@ -183,6 +263,10 @@ class Pipeline:
             latents: standard normal noise to begin with, one for each image, instead of the seeds'.
             progress: show a progress bar.
             trajectory: also return every call of the network.
+            devices: share the images among these, such as `jax.devices()`; None is where the
+                parameters are. They are copied there in every call; to do that once, replace
+                `params` by `sdjax.parallel.replicate(params, devices)`.
+            mode: how several devices work together: see `sdjax.parallel.Mode`.
 
         Returns:
             A list of Pillow images that shows itself in a notebook, prompt by prompt, with the
@@ -223,8 +307,9 @@ class Pipeline:
         plan = request.plan()
         check_styles(self.name, self.styles, [*prompts, negative])
         warn_about_words(self.name, self.tokenizer, [*prompts, negative])
-        x, recorded = self._loop(request, plan, progress, trajectory)
-        pixels = np.asarray(decode(self.config, self._part("autoencoder"), x))
+        run = _Runner(devices, mode)
+        x, recorded = self._loop(request, plan, run, progress, trajectory)
+        pixels = np.asarray(run.decode(self.config, self._part("autoencoder"), x))
         images = Images.from_pixels(pixels, request.recipes())
         if recorded is None:
             return images
@@ -240,12 +325,12 @@ class Pipeline:
         return {name: self.params[name]}
 
     def _loop(
-        self, request: Request, plan: Plan, progress: bool, trajectory: bool
+        self, request: Request, plan: Plan, run: "_Runner", progress: bool, trajectory: bool
     ) -> tuple[Array, Trajectory | None]:
         """The sampling loop; with a progress bar, the same executable on a few calls at a time."""
         guided = request.guidance != 1
         texts = request.texts
-        rows = [request.negative] * len(texts) + texts if guided else texts
+        rows = [t for text in texts for t in (request.negative, text)] if guided else texts
         text = encode_text(
             self.config, self._part("text"), self.tokenizer(rows), self.tokenizer.eot_id
         )
@@ -259,7 +344,7 @@ class Pipeline:
         for first in range(0, calls, chunk):
             part = np.arange(plan.calls.active.shape[0]) // chunk == first // chunk
             active = jnp.asarray(np.asarray(plan.calls.active) & part)
-            state, made = denoise(
+            state, made = run.denoise(
                 self.config,
                 self._part("unet"),
                 state,
