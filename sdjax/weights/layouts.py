@@ -6,6 +6,7 @@ checkpoint, in which a prefix names the part; "diffusers" a folder with one subf
 projects write them.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +70,7 @@ class Part:
     shapes: Params
 
 
+@functools.cache
 def parts(config: Config, layout: Layout) -> tuple[Part, ...]:
     """The parts of a model as `layout` writes it.
 

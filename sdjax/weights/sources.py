@@ -130,6 +130,8 @@ def _open_file(path: Path, family: str | Config | None, ema: bool | None) -> Sou
         config, layout = lone_config(config_file)
     else:
         config, layout = recognize(tensors, str(path), family)
+    if isinstance(config, StableDiffusion):
+        config = replace(config, safety=None)  # a single file has no place for one
     tensors, averaged = _without_averages(tensors, ema, path)
     matched, used = [], set()
     for part in parts(config, layout):

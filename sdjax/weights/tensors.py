@@ -12,6 +12,7 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -94,17 +95,24 @@ def file_tensor(
         count = math.prod(shape)
     else:
         count = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    return LazyTensor(shape, dtype, partial(_read, path, dtype, start, count, shape, strides))
 
-    def read() -> np.ndarray:
-        array = np.fromfile(path, dtype, count, offset=start)
-        if array.size < count:
-            raise ValueError(f"{path} has become shorter since it was opened: open it again")
-        if strides is None or 0 in shape:
-            return array.reshape(shape)
-        steps = [step * dtype.itemsize for step in strides]
-        return np.lib.stride_tricks.as_strided(array, shape, steps)
 
-    return LazyTensor(shape, dtype, read)
+def _read(
+    path: Path,
+    dtype: np.dtype,
+    start: int,
+    count: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+) -> np.ndarray:
+    array = np.fromfile(path, dtype, count, offset=start)
+    if array.size < count:
+        raise ValueError(f"{path} has become shorter since it was opened: open it again")
+    if strides is None or 0 in shape:
+        return array.reshape(shape)
+    steps = [step * dtype.itemsize for step in strides]
+    return np.lib.stride_tricks.as_strided(array, shape, steps)
 
 
 def write_safetensors(
