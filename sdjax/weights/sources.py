@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax.numpy as jnp
+
 from sdjax import presets
 from sdjax.config import Config, StableDiffusion
 from sdjax.weights import ldm
@@ -80,6 +82,12 @@ class Source:
                 matched.comparison.check()
             except ValueError as error:
                 problems.append(f"{matched.part.component}: {error}")
+            problems += [
+                f"{matched.part.component}: {name} holds {matched.tensors[name].dtype}, parameters "
+                "are floats (quantized weights are not supported)"
+                for name in sorted({name for name, _ in matched.comparison.matches.values()})
+                if not jnp.issubdtype(matched.tensors[name].dtype, jnp.floating)
+            ][:LISTED]
         if self.left_over:
             more = len(self.left_over) - LISTED
             names = ", ".join(self.left_over[:LISTED]) + (f", and {more} more" if more > 0 else "")

@@ -1,4 +1,4 @@
-"""Tiny models of every published kind, and the checkpoints that hold them, made by the hash rule."""
+"""Tiny models of every published kind, and checkpoints that hold them, made by the hash rule."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -88,10 +88,7 @@ def checkpoint(model: Config, layout: Layout) -> dict[str, dict[str, np.ndarray]
     found = {}
     for part in parts(model, layout):
         shapes = listing(part.shapes, part.table)
-        tensors = {
-            name: np.asarray(weight(part.place + name, list(shape)))
-            for name, shape in shapes.items()
-        }
+        tensors = {n: np.asarray(weight(part.place + n, list(s))) for n, s in shapes.items()}
         for pattern in part.table.drop:
             name = pattern.format(i=0, j=1, k=2)
             integer = name.endswith("position_ids") or name in ("vocab_size", "context_length")
