@@ -118,7 +118,7 @@ def test_the_family_is_recognised_or_checked(tmp_path, capsys):
 def test_ambiguity_ends_with_the_options(capsys, monkeypatch, tmp_path):
     question = "f could be sd2-base or sd2-v: say which, with --family sd2-base or --family sd2-v"
 
-    def ask(path, family, ema):
+    def ask(path, family=None, ema=None):
         assert (family, ema) == (None, True)
         raise ValueError(question)
 
@@ -150,7 +150,7 @@ def test_mistakes_are_told_in_one_line(folder, tmp_path, capsys):
 
 
 def test_a_full_disk_is_told_in_one_line(folder, tmp_path, capsys, monkeypatch):
-    def full(path, tensors, dtype=None):
+    def full(path, tensors, *options, **named):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "write_safetensors", full)
@@ -201,7 +201,11 @@ from sdjax.weights.command import main
 for src, dst in (sys.argv[1:3], sys.argv[3:5]):
     assert main(["--src", src, "--dst", dst, "--check"]) == 0
     read_model(dst)
+    written = dst + ".published"
+    assert main(["--src", dst, "--dst", written, "--export", "diffusers", "--check"]) == 0
+    read_model(written)
 sdjax.load(sys.argv[2])
+sdjax.load(sys.argv[2] + ".published")
 assert not {"torch", "diffusers", "open_clip"} & set(sys.modules)
 """
 

@@ -11,19 +11,21 @@ from sdjax.config import Clip, Depth, StableDiffusion
 from sdjax.pipelines.models import read_model
 from sdjax.weights.conversion import convert_checkpoint, export_model
 from sdjax.weights.layouts import parts
+from sdjax.weights.report import report
 from sdjax.weights.rules import convert
+from sdjax.weights.sources import open_source
 from sdjax.weights.tree import flatten
 
 ORIGINAL = ("single-file", "openclip", "midas")
-# Both ways are in one test; these two have parts that a single file has no place for.
+# Both ways are in one test; a single file has no place for a safety checker.
 TWO_LAYOUTS = [
     name
     for name, (model, layout) in MODELS.items()
     if isinstance(model, StableDiffusion | Clip | Depth)
-    if layout in ORIGINAL or name in ("sd1-safety diffusers", "sd2-unclip diffusers")
+    if layout in ORIGINAL or name == "sd1-safety diffusers"
 ]
-NOT_IN_ONE_FILE = {"safety", "image_statistics"}
-STATISTICS = {"image_statistics/mean", "image_statistics/std"}
+WITHOUT_STATISTICS = "ignore:.*without the mean and deviation of image embeddings"
+"""A single file of stable unCLIP has none; `test_statistics_of_image_embeddings` is about that."""
 
 
 def leaves(params):
@@ -42,6 +44,7 @@ def export_name(layout):
     return "single-file" if layout in ORIGINAL else "diffusers"
 
 
+@pytest.mark.filterwarnings(WITHOUT_STATISTICS)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_checkpoint_comes_back_bit_by_bit(name, tmp_path):
     config, layout = MODELS[name]
@@ -80,6 +83,8 @@ def test_a_pipeline_loads_from_a_model_folder_and_from_the_file_itself(tmp_path)
     np.testing.assert_array_equal(table, wanted)
 
 
+@pytest.mark.filterwarnings(WITHOUT_STATISTICS)
+@pytest.mark.filterwarnings("ignore:the layout single-file has no place for. safety")
 @pytest.mark.parametrize("name", TWO_LAYOUTS)
 def test_the_other_layout_holds_the_same_parameters(name, tmp_path):
     config, layout = MODELS[name]
@@ -97,10 +102,35 @@ def test_the_other_layout_holds_the_same_parameters(name, tmp_path):
         model = read_model(path, family=family[layout_name])
         assert without_safety(model.config) == without_safety(config)
         got = leaves(model.params)
-        # A single file has no place for these two; statistics made up change nothing.
-        assert {path.split("/")[0] for path in original.keys() ^ got.keys()} <= NOT_IN_ONE_FILE
-        for leaf in got.keys() - original.keys():
-            np.testing.assert_array_equal(got[leaf], float(leaf.endswith("/std")))
-        lost = STATISTICS if there == "single-file" else set()
-        common = (got.keys() & original.keys()) - lost
+        made_up, lost = got.keys() - original.keys(), original.keys() - got.keys()
+        assert {path.split("/")[0] for path in made_up} <= {"image_statistics"}
+        assert {path.split("/")[0] for path in lost} <= {"safety"}
+        common = got.keys() - made_up
         assert_bit_equal({n: got[n] for n in common}, {n: original[n] for n in common})
+
+
+def test_statistics_of_image_embeddings(tmp_path):
+    """What a single file cannot hold is told; what makes it another model is refused."""
+    config, _ = MODELS["sd2-unclip single-file"]
+    single = write(config, "single-file", flat(checkpoint(config, "single-file")), tmp_path / "s")
+    assert "note: it comes without the mean" in report(open_source(single, config))
+    convert_checkpoint(single, tmp_path / "model", family=config)
+    for model in (single, tmp_path / "model"):
+        with pytest.warns(UserWarning, match="without the mean and deviation of image embeddings"):
+            read_model(model, family=config)
+    with pytest.warns(UserWarning, match="0 and 1 are written"):
+        export_model(tmp_path / "model", tmp_path / "usual", "diffusers", check=True)
+    export_model(tmp_path / "usual", tmp_path / "again.safetensors", "single-file")
+
+    tensors = flat(checkpoint(config, "diffusers"))
+    real = write(config, "diffusers", tensors, tmp_path / "real")
+    with pytest.raises(ValueError, match="no place for the mean and deviation .* layout diffusers"):
+        export_model(real, tmp_path / "lost.safetensors", "single-file", family=config)
+    assert not (tmp_path / "lost.safetensors").exists()
+
+
+def test_the_safety_checker_that_is_left_out_is_told(tmp_path):
+    config, layout = MODELS["sd1-safety diffusers"]
+    src = write(config, layout, flat(checkpoint(config, layout)), tmp_path / "src")
+    with pytest.warns(UserWarning, match="single-file has no place for: safety; left out"):
+        export_model(src, tmp_path / "out.safetensors", "single-file", family=config)

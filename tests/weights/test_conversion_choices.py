@@ -97,6 +97,29 @@ def test_the_precision_to_store(tmp_path, dtype):
         assert np.asarray(found["norm_final/scale"]).tobytes() == wanted.tobytes()
 
 
+def test_unused_tensors_are_not_cast(tmp_path):
+    src = save(TENSORS, tmp_path / "src.safetensors")
+    out = tmp_path / "out.safetensors"
+    export_model(src, out, "single-file", family=SD1, dtype="float16", check=True)
+    written = load_file(out)
+    assert written["betas"].tobytes() == TENSORS["betas"].tobytes()
+    assert written[UNET[0]].dtype == np.float16
+
+
+def test_the_check_of_an_export_opens_what_was_written(tmp_path, monkeypatch):
+    """It sees names that no reader knows, which the bytes written do not show."""
+    src = save(TEXT_TENSORS, tmp_path / "src.safetensors")
+
+    def wrong_names(*arguments):
+        return {"": {f"x.{name}": t for name, t in published(*arguments)[""].items()}}
+
+    published = conversion.published
+    monkeypatch.setattr(conversion, "published", wrong_names)
+    with pytest.raises(ValueError, match="no whole"):
+        export_model(src, tmp_path / "out", "diffusers", family=TEXT, check=True)
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_tensor_keeps_its_own_precision(tmp_path):
     types = (np.float16, np.float32, np.float64)
     mixed = {
@@ -124,8 +147,8 @@ def test_numbers_too_large_for_float16(tmp_path):
 def flip_a_bit_of(victim):
     """`write_safetensors`, but the last tensor of the file `victim` comes out wrong."""
 
-    def write_and_flip(path, tensors, dtype=None):
-        write_safetensors(path, tensors, dtype)
+    def write_and_flip(path, tensors, *options, **named):
+        write_safetensors(path, tensors, *options, **named)
         if path.name == victim:
             content = bytearray(path.read_bytes())
             content[-4] ^= 1
@@ -229,9 +252,9 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch, export):
     before = entries(tmp_path)
     calls = []
 
-    def write_little(path, tensors, dtype=None):
+    def write_little(path, tensors, *options, **named):
         calls.append(path)
-        write_safetensors(path, tensors, dtype)
+        write_safetensors(path, tensors, *options, **named)
         if len(calls) == (1 if export == "single-file" else 2):
             raise OSError(28, "No space left on device")
 

@@ -3,6 +3,7 @@
 import json
 from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 from huggingface_hub import snapshot_download
@@ -10,7 +11,6 @@ from safetensors.numpy import save_file
 from weights.published import SYSTEMS, TEXT, checkpoint, flat, read, write
 
 from sdjax.pipelines.models import find_model, read_model
-from sdjax.weights import hub
 from sdjax.weights.folders import write_configs
 from sdjax.weights.hub import hub_folder, wanted
 
@@ -80,8 +80,8 @@ class Hub:
     def __init__(self, cache, monkeypatch):
         self.cache, self.files, self.asked = cache, {}, []
         self.error = ConnectionError("the network is unreachable")
-        monkeypatch.setattr(hub, "snapshot_download", self.download)
-        monkeypatch.setattr(hub, "HfApi", lambda: self)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", self.download)
+        monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
 
     def snapshot(self, name):
         return self.cache / f"models--{name.replace('/', '--')}" / "snapshots" / COMMIT
@@ -154,6 +154,7 @@ def test_what_is_cached_needs_no_network(fake, which, request):
     if which == "tower":
         model = read_model("owner/model")
         assert model.config == TEXT
+        assert model.name == model.described["source"]["name"] == "owner/model"  # not the commit
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,13 @@ def test_what_is_cached_in_part_is_completed(fake, system, lacking):
     folder = hub_folder("owner/model")
     assert (folder / lacking).is_file()
     assert fake.asked == ["owner/model"] * 2
+
+
+def test_weights_without_their_settings_are_completed(fake, tower):
+    fake.fill("owner/model", tower, leave_out=["config.json"])
+    fake.files["owner/model"] = tower
+    assert (hub_folder("owner/model") / "config.json").is_file()
+    assert fake.asked == ["owner/model"]
 
 
 def test_a_missing_shard_is_fetched(fake, tower):
@@ -212,7 +220,7 @@ def test_a_model_that_cannot_be_had(fake, error):
 
 
 def test_a_name_that_can_be_none(monkeypatch):
-    monkeypatch.setattr(hub, "HfApi", lambda: pytest.fail("the network was asked"))
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: pytest.fail("the network was asked"))
     for name in ("no-such-folder", "a/b/c", "/etc/nothing"):
         with pytest.raises(FileNotFoundError, match='nor a name on the hub like "owner/model"'):
             find_model(name)
