@@ -68,7 +68,7 @@ def lone_config(path: Path) -> tuple[Config, Layout]:
 
 def open_clip_config(path: Path) -> tuple[Config, Layout]:
     """The config in open_clip_config.json, which OpenCLIP writes beside its weights."""
-    return foreign.open_clip(_read_json(path).get("model_cfg")), "openclip"
+    return foreign.open_clip(_read_json(path).get("model_cfg", {})), "openclip"
 
 
 def diffusers_config(folder: Path) -> StableDiffusion:

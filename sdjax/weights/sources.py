@@ -270,8 +270,9 @@ def _settings(path: Path, tensors: Tensors) -> tuple[Config, Layout] | None:
         if (folder / name).is_file():
             config, layout = read(folder / name)
             # The settings are those of the model, its weights may be in another layout.
-            same_kind = found is not None and found[1] is type(config)
-            return config, found[0] if same_kind else layout
+            if found is not None and found[1] is type(config):
+                layout = found[0]
+            return config, layout
     return None
 
 
