@@ -1,34 +1,17 @@
 """`sdjax models`: what sdjax can build, with counted parameters and the facts of public weights."""
 
-import functools
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import jax
 
 from sdjax import config, presets
+from sdjax.config import Config
 from sdjax.pipelines.models import bundled_models, find_model
-from sdjax.weights.clip import image_shapes, text_shapes
 from sdjax.weights.config_json import from_json
-from sdjax.weights.depth import depth_shapes
 from sdjax.weights.files import MODEL_FILE
-from sdjax.weights.safety import safety_shapes
-from sdjax.weights.stable_diffusion import autoencoder_shapes, unet_shapes
-from sdjax.weights.tree import Params
-
-SHAPES = {
-    config.TextTower: text_shapes,
-    config.ImageTower: image_shapes,
-    config.Autoencoder: autoencoder_shapes,
-    config.UNet: unet_shapes,
-    config.Depth: depth_shapes,
-    config.SafetyChecker: safety_shapes,
-}
-"""The parameter tree of each network's config."""
-NAMES = {config.ImageTower: "image", config.Depth: "depth", config.SafetyChecker: "safety"}
-"""Of networks that are models by themselves."""
+from sdjax.weights.layouts import KINDS, component_shapes
 
 
 @dataclass(frozen=True)
@@ -57,6 +40,7 @@ FACTS = {
     "sd2-unclip-l": Facts(("stabilityai/stable-diffusion-2-1-unclip-small",), RAIL_2),
     "clip-vit-b-32": Facts(("openai/clip-vit-base-patch32",), "MIT"),
     "clip-vit-l-14": Facts(("openai/clip-vit-large-patch14",), "MIT"),
+    "openclip-vit-b-32": Facts(("laion/CLIP-ViT-B-32-laion2B-s34B-b79K",), "MIT"),
     "openclip-vit-l-14": Facts(("laion/CLIP-ViT-L-14-laion2B-s32B-b82K",), "MIT"),
     "openclip-vit-h-14": Facts(("laion/CLIP-ViT-H-14-laion2B-s32B-b79K",), "MIT"),
     "dpt-hybrid": Facts(("Intel/dpt-hybrid-midas",), "Apache-2.0"),
@@ -84,13 +68,17 @@ def _bundled(name: str) -> tuple[config.StableDiffusion, config.ImageTower]:
     return from_json(config.StableDiffusion, stored["config"]), clip.image
 
 
-def _entry(name: str, *models: Any, bundled: bool) -> dict[str, Any]:
-    counts = {part: n for model in models for part, n in _components(model)}
+def _entry(name: str, *models: Config, bundled: bool) -> dict[str, Any]:
+    counts = {
+        part: sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        for model in models
+        for part, shapes in component_shapes(model).items()
+    }
     total = sum(counts.values())
     facts, schedule = FACTS.get(name, Facts()), getattr(models[0], "schedule", None)
     return {
         "name": name,
-        "kind": type(models[0]).__name__,
+        "kind": next(kind for kind, cls in KINDS.items() if type(models[0]) is cls),
         "bundled": bundled,
         "parameters": {**counts, "total": total},
         "bytes": {"float32": 4 * total, "bfloat16": 2 * total},
@@ -99,28 +87,6 @@ def _entry(name: str, *models: Any, bundled: bool) -> dict[str, Any]:
         "licence": facts.licence,
         "sources": list(facts.sources),
     }
-
-
-def _components(model: Any) -> Iterator[tuple[str, int]]:
-    """(name, number of parameters) of each network of a model, or of the one that it is."""
-    if type(model) in SHAPES:
-        yield NAMES[type(model)], _count(model)
-        return
-    for field in fields(model):
-        part = getattr(model, field.name)
-        if type(part) in SHAPES:
-            yield field.name, _count(part)
-    if isinstance(model, config.Clip):
-        yield "logit_scale", 1
-
-
-@functools.cache  # models share their parts
-def _count(network: Any) -> int:
-    return _size(SHAPES[type(network)](network))
-
-
-def _size(shapes: Params) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
 
 
 def _resolution(model: Any) -> int:

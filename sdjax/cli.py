@@ -42,7 +42,7 @@ def _add_imagine(commands: argparse._SubParsersAction) -> None:
     imagine.add_argument(
         "--model", default="mini", help="bundled name, folder, checkpoint or hub name (mini)"
     )
-    imagine.add_argument("--family", help='what a checkpoint cannot tell, for example "sd2-v"')
+    _add_checkpoint(imagine, "sd2-v")
     imagine.add_argument("--seed", type=int, default=0, help="of the first picture (0)")
     imagine.add_argument("--steps", type=int, help="denoising steps (the model's own: 30 for mini)")
     imagine.add_argument("--guidance", type=float, help="pull of the text; 1 is none (3 for mini)")
@@ -70,7 +70,8 @@ def _add_caption(commands: argparse._SubParsersAction) -> None:
     caption = commands.add_parser(
         "caption",
         help="rank captions for an image, or images for a caption",
-        usage="sdjax caption IMAGE [IMAGE ...] TEXT [TEXT ...] [--model MODEL] [--json]",
+        usage="sdjax caption IMAGE [IMAGE ...] TEXT [TEXT ...] [--model MODEL] [--family FAMILY] "
+        "[--json]",
         description="One text ranks the images; several texts are ranked for each image.",
     )
     caption.add_argument("image", metavar="IMAGE", help="a PNG, JPEG or WebP file")
@@ -80,9 +81,22 @@ def _add_caption(commands: argparse._SubParsersAction) -> None:
         nargs="+",
         help="what is the name of a file or ends like one (.png) is an image, the rest are texts",
     )
-    caption.add_argument("--model", default="mini", help="a CLIP: bundled name or folder (mini)")
+    caption.add_argument(
+        "--model", default="mini", help="a CLIP: bundled name, folder, file or hub name (mini)"
+    )
+    _add_checkpoint(caption, "openclip-vit-l-14")
     caption.add_argument("--json", action="store_true", help="as JSON")
     caption.set_defaults(run=_caption)
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser, example: str) -> None:
+    """Options about a published checkpoint."""
+    parser.add_argument("--family", help=f"what a checkpoint cannot tell, for example {example}")
+    parser.add_argument(
+        "--ema",
+        action=argparse.BooleanOptionalAction,
+        help="take the averaged weights of a file, or the raw ones (averaged, if it has them)",
+    )
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
@@ -122,7 +136,7 @@ def _imagine(args: argparse.Namespace) -> None:
     check_png(args.out)
     if args.scale < 1:
         raise ValueError(f"--scale must be at least 1, got {args.scale}")
-    pipe = load(args.model, family=args.family)
+    pipe = load(args.model, family=args.family, ema=args.ema)
     if not isinstance(pipe, Pipeline):
         raise ValueError(f"{args.model} is no text-to-image model")
     images = pipe(
@@ -149,11 +163,11 @@ def _imagine(args: argparse.Namespace) -> None:
 def _caption(args: argparse.Namespace) -> None:
     from sdjax.pipelines.clip import load_clip
 
-    named = [item for item in args.more if Path(item).is_file() or _is_image_name(item)]
+    named = [item for item in args.more if os.path.isfile(item) or _is_image_name(item)]
     images, texts = [args.image, *named], [item for item in args.more if item not in named]
     if not texts:
         raise ValueError("no text to compare with: write a caption after the images")
-    clip = load_clip(args.model)
+    clip = load_clip(args.model, family=args.family, ema=args.ema)
     cosines = clip.cosines(images, texts)
     if len(texts) == 1:  # which image fits the text?
         rows = [(match.item, texts[0], match) for match in clip.rank(images, cosines[:, 0])]

@@ -5,6 +5,7 @@ A model version (SD 1, SD 2, the bundled mini) is a *value* of these classes, li
 arguments of a jitted function.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -18,14 +19,35 @@ def _require(condition: bool, message: str) -> None:
         raise ValueError(message)
 
 
-def _require_choices(config: Any) -> None:
-    """Every field annotated with a Literal holds one of its words."""
+LARGEST = 2**20
+"""A width, or any other size, of a network: more is a mistake."""
+DEEPEST = 200
+"""Layers of a network: the published ones have up to 48, and each takes time to list."""
+DEPTHS = ("layers", "res_blocks", "stage_blocks")
+"""Fields that count layers."""
+FROM_ZERO = ("skip_layers", "taps")
+"""Fields that may be 0."""
+
+
+def _require_valid(config: Any) -> None:
+    """Every field annotated with a Literal holds one of its words, every whole number is a size."""
     for name, hint in get_type_hints(type(config)).items():
-        if get_origin(hint) is Literal and getattr(config, name) not in get_args(hint):
+        value = getattr(config, name)
+        if get_origin(hint) is Literal and value not in get_args(hint):
             raise ValueError(
-                f"{type(config).__name__}: {name} is {getattr(config, name)!r}, "
+                f"{type(config).__name__}: {name} is {value!r}, "
                 f"choose among {', '.join(get_args(hint))}"
             )
+        if hint in (int, int | None, tuple[int, ...]) and value is not None:
+            _require_sizes(f"{type(config).__name__}: {name}", name, value)
+
+
+def _require_sizes(what: str, name: str, value: int | tuple[int, ...]) -> None:
+    sizes = value if isinstance(value, tuple) else (value,)
+    _require(1 <= len(sizes) <= DEEPEST, f"{what} are {len(sizes)} numbers, must be 1 to {DEEPEST}")
+    first, last = int(name not in FROM_ZERO), DEEPEST if name in DEPTHS else LARGEST
+    for size in sizes:
+        _require(first <= size <= last, f"{what} {size} must be in [{first}, {last}]")
 
 
 @dataclass(frozen=True)
@@ -44,7 +66,7 @@ class TextTower:
     skip_layers: int = 0  # last blocks left out of the hidden states ("penultimate" is 1)
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        _require_valid(self)
         _require(
             self.dim % self.heads == 0,
             f"TextTower: dim {self.dim} is no multiple of heads {self.heads}",
@@ -69,7 +91,7 @@ class ImageTower:
     projection_dim: int
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        _require_valid(self)
         _require(
             self.image_size % self.patch_size == 0,
             f"ImageTower: image_size {self.image_size} is no multiple of "
@@ -109,12 +131,16 @@ class Autoencoder:
     norm_groups: int = 32
 
     def __post_init__(self) -> None:
+        _require_valid(self)
         for channels in self.channels:
             _require(
                 channels % self.norm_groups == 0,
                 f"Autoencoder: {channels} channels do not split into {self.norm_groups} groups",
             )
-        _require(self.scaling_factor > 0, f"Autoencoder: scaling_factor {self.scaling_factor} <= 0")
+        _require(
+            0 < self.scaling_factor < math.inf,
+            f"Autoencoder: scaling_factor {self.scaling_factor} must be above 0 and finite",
+        )
 
     @property
     def factor(self) -> int:
@@ -140,7 +166,7 @@ class UNet:
     projection: Literal["conv", "linear"] = "linear"  # how published files store 1x1 projections
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        _require_valid(self)
         levels = len(self.channels)
         _require(
             len(self.attention) == levels and len(self.heads) == levels,
@@ -187,7 +213,7 @@ class Schedule:
     zero_snr: bool = False  # rescaled so that the last time is noise alone (arXiv 2305.08891)
 
     def __post_init__(self) -> None:
-        _require_choices(self)
+        _require_valid(self)
         if isinstance(self.betas, tuple):
             _require(
                 len(self.betas) == self.train_steps and all(0 < b < 1 for b in self.betas),
@@ -209,7 +235,6 @@ class Schedule:
             f"Schedule: betas must satisfy 0 < beta_start <= beta_end < 1, "
             f"got {self.beta_start} and {self.beta_end}",
         )
-        _require(self.train_steps >= 1, f"Schedule: train_steps {self.train_steps} < 1")
 
 
 @dataclass(frozen=True)
@@ -231,6 +256,7 @@ class Depth:
     layer_norm_epsilon: float  # 1e-6 in the original, 1e-12 in the hub's configuration
 
     def __post_init__(self) -> None:
+        _require_valid(self)
         for field, count in [
             ("stage_channels", 3),
             ("stage_blocks", 3),
@@ -278,10 +304,7 @@ class SafetyChecker:
     special_concepts: int  # one of them found makes all others easier to find
 
     def __post_init__(self) -> None:
-        for field in ("concepts", "special_concepts"):
-            _require(
-                getattr(self, field) >= 1, f"SafetyChecker: {field} {getattr(self, field)} < 1"
-            )
+        _require_valid(self)
 
 
 @dataclass(frozen=True)
@@ -289,6 +312,9 @@ class ImageStatistics:
     """Mean and spread of CLIP's image embeddings, by which stable unCLIP noises in unit scale."""
 
     dim: int  # of the embedding
+
+    def __post_init__(self) -> None:
+        _require_valid(self)
 
 
 Conditioning = Literal["text", "inpainting", "depth", "low-res", "image"]
@@ -319,7 +345,7 @@ class StableDiffusion:
             f"StableDiffusion: the UNet reads text vectors of {self.unet.context_dim}, "
             f"the text tower writes {self.text.dim}",
         )
-        _require_choices(self)
+        _require_valid(self)
         latents = self.autoencoder.latent_channels
         extra = {"inpainting": 1 + latents, "depth": 1, "low-res": self.autoencoder.image_channels}
         wanted = latents + extra.get(self.conditioning, 0)

@@ -94,9 +94,13 @@ KL_F8 = Autoencoder(
     channels=(128, 256, 512, 512), res_blocks=2, latent_channels=4, scaling_factor=0.18215
 )
 
-# OpenCLIP ViT-L/14 trained on LAION: OpenAI's sizes, but the exact GELU.
+# OpenCLIP ViT-L/14 and ViT-B/32 trained on LAION: OpenAI's sizes, but the exact GELU.
 OPENCLIP_L_14 = Clip(
     replace(CLIP_L_14.text, activation="gelu"), replace(CLIP_L_IMAGE, activation="gelu")
+)
+
+OPENCLIP_B_32 = Clip(
+    replace(CLIP_B_32.text, activation="gelu"), replace(CLIP_B_32.image, activation="gelu")
 )
 
 # CompVis/stable-diffusion, configs/stable-diffusion/v1-inference.yaml.
@@ -211,6 +215,7 @@ PUBLISHED = {
     **SYSTEMS,
     "clip-vit-b-32": CLIP_B_32,
     "clip-vit-l-14": CLIP_L_14,
+    "openclip-vit-b-32": OPENCLIP_B_32,
     "openclip-vit-l-14": OPENCLIP_L_14,
     "openclip-vit-h-14": OPENCLIP_H_14,
     "dpt-hybrid": DPT_HYBRID,

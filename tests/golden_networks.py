@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import foreign_ldm
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -220,21 +221,21 @@ NETWORKS: tuple[tuple[str, str, Layout, Make, Run], ...] = (
         "original LDM",
         "input_blocks.0.0.weight",
         "single-file",
-        lambda case: foreign.ldm_unet(case.config),
+        lambda case: foreign_ldm.ldm_unet(case.config),
         run_unet,
     ),
     (
         "original LDM",
         "encoder.down.0.block.0.conv1.weight",
         "single-file",
-        lambda case: foreign.ldm_autoencoder(case.config, 1.0),
+        lambda case: foreign_ldm.ldm_autoencoder(case.config, 1.0),
         run_autoencoder,
     ),
     (
         "openai CLIP",
         "visual.conv1.weight",
         "openclip",
-        lambda case: foreign.openai_clip(case.config),
+        lambda case: foreign_ldm.openai_clip(case.config),
         run_clip,
     ),
     (

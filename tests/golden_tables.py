@@ -195,9 +195,17 @@ def table_cases(content: dict[str, Any]) -> list[tuple[str, str, Any]]:
         section = section.split(" ")[0]
         for name, stored in entries.items():
             found.append((section, name, stored))
-            if section == "schedules" and "zero_terminal_snr_alphas_cumprod" in stored:
+            if (
+                section == "schedules"
+                and isinstance(stored, dict)
+                and "zero_terminal_snr_alphas_cumprod" in stored
+            ):
                 found.append(("zero terminal SNR", name, stored))
     return found
+
+
+def _keys(stored: Any) -> list[str]:
+    return list(stored) if isinstance(stored, dict) else []
 
 
 # clip_tokens.json, bert_tokens.json, glide_tokens.json

@@ -37,8 +37,19 @@ NETWORK = {
 """Fields that a case of a network must have."""
 
 
+SECTIONS: dict[str, type] = {
+    "cases": list,
+    "rows": list,
+    "ops": dict,
+    "weight": dict,
+    "input": dict,
+    "crc32": dict,
+}
+"""What a file holds at the top, tables apart."""
+
+
 class Damaged(ValueError):
-    """A file is not what it should be."""
+    """A file, or a case of it, is not what it should be."""
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -54,44 +65,48 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def jobs(path: Path, tolerance: float) -> list[Job]:
-    """The cases of a file."""
+    """The cases of a file, and what it holds besides, which fails."""
     content = read(path)
-    try:
-        found = list(_jobs(content, tolerance))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise Damaged(f"{path}: is damaged: {type(error).__name__}: {error}") from error
+    found = list(_jobs(content, tolerance))
     if not found:
         raise Damaged(f"{path}: holds no cases that a golden file may hold")
-    return found
+    return found + list(_others(content))
 
 
 def _jobs(content: dict[str, Any], tolerance: float) -> Iterator[Job]:
-    for case in content.get("cases", []):
-        yield case["id"], _case(case, tolerance)
-    for row in content.get("rows", []):
-        yield _compared(ascii(row["prompt"][:40]), lambda row=row: golden_tables.tokens(row))
+    """What is wrong with a case is found when it is replayed: it fails alone."""
+
+    def section(name: str) -> Any:
+        value, kind = content.get(name), SECTIONS[name]
+        return value if isinstance(value, kind) else kind()
+
+    for number, case in enumerate(section("cases")):
+        name = _text(case, "id", f"case {number}")
+        yield name, lambda name=name, case=case: _case(name, case, tolerance)()
+    for number, row in enumerate(section("rows")):
+        name = ascii(_text(row, "prompt", f"row {number}")[:40])
+        yield _compared(name, lambda row=row: golden_tables.tokens(row))
     meta = content.get("meta", {})
-    for name, stored in content.get("ops", {}).items():
-        wanted = np.reshape(stored["data"], stored["shape"])
-        exact = name.startswith("PIL")
+    for name, stored in section("ops").items():
         yield _compared(
             name,
-            lambda name=name, wanted=wanted: (
+            lambda name=name, stored=stored: (
                 {"result": golden_tables.operation(name, meta)},
-                {"result": wanted},
+                {"result": np.reshape(stored["data"], stored["shape"])},
             ),
-            atol=0.0 if exact else tolerance,
+            atol=0.0 if name.startswith("PIL") else tolerance,
         )
-    if "timesteps" in content or "schedules" in content:
-        for section, name, stored in golden_tables.table_cases(content):
-            function, limits = golden_tables.TABLES.get(section, (golden_tables.unknown_table, {}))
+    if _has_tables(content):
+        tables = {key: value for key, value in content.items() if key not in SECTIONS}
+        for table, name, stored in golden_tables.table_cases(tables):
+            function, limits = golden_tables.TABLES.get(table, (golden_tables.unknown_table, {}))
             yield _compared(
-                f"{section}: {name}",
+                f"{table}: {name}",
                 lambda f=function, name=name, stored=stored: f(name, stored),
                 **limits,
             )
     for kind in ("weight", "input", "crc32"):
-        for key, stored in content.get(kind, {}).items():
+        for key, stored in section(kind).items():
             yield _compared(
                 f"{kind}: {key}",
                 lambda kind=kind, key=key, stored=stored: golden_tables.rule_check(
@@ -101,12 +116,40 @@ def _jobs(content: dict[str, Any], tolerance: float) -> Iterator[Job]:
             )
 
 
+def _others(content: dict[str, Any]) -> Iterator[Job]:
+    """Sections that nothing here replays, remarks apart."""
+    for name, value in content.items():
+        known = isinstance(value, SECTIONS.get(name, ())) or name == "meta"
+        table = _has_tables(content) and isinstance(value, dict) and name not in SECTIONS
+        if not (known or table or isinstance(value, str)):
+            yield (
+                ascii(name[:40]),
+                lambda value=value: _unknown(f"a section {type(value).__name__}"),
+            )
+
+
+def _has_tables(content: dict[str, Any]) -> bool:
+    return "timesteps" in content or "schedules" in content
+
+
+def _text(entry: Any, field: str, default: str) -> str:
+    """What an entry is called."""
+    name = entry.get(field) if isinstance(entry, dict) else None
+    return name if isinstance(name, str) else default
+
+
+def _unknown(what: str) -> Result:
+    raise NotSupported(what)
+
+
 def _compared(name: str, pair: Callable[[], golden_tables.Pair], **limits: float) -> Job:
     return name, lambda: compare(name, *pair(), **limits)
 
 
-def _case(case: dict[str, Any], tolerance: float) -> Callable[[], Result]:
+def _case(name: str, case: Any, tolerance: float) -> Callable[[], Result]:
     """What replays one entry of "cases"."""
+    if not isinstance(case, dict) or not isinstance(case.get("id"), str):
+        raise Damaged(f"a case without an id: {case!r:.60}")
     if "state_dict_shapes" in case:
         network = _network_case(case)
         return lambda: golden_networks.replay(network, tolerance)
@@ -116,14 +159,10 @@ def _case(case: dict[str, Any], tolerance: float) -> Callable[[], Result]:
         ("timestep_map", golden_samplers.openai_trajectory, ("x_after_step",)),
     ):
         if field in case:
-            wanted = {name: np.array(case[name], np.float64) for name in outputs}
+            wanted = {output: np.array(case[output], np.float64) for output in outputs}
             limits = {"atol": golden_samplers.ATOL, "rtol": golden_samplers.rtol_of(case)}
-            return lambda: compare(case["id"], function(case), wanted, **limits)
-
-    def unknown() -> Result:
-        raise NotSupported(f"a case with the fields {', '.join(case)}")
-
-    return unknown
+            return lambda: compare(name, function(case), wanted, **limits)
+    return lambda: _unknown(f"a case with the fields {', '.join(case)}")
 
 
 def _network_case(case: dict[str, Any]) -> Case:

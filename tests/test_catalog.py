@@ -17,10 +17,10 @@ COUNTS = {
     "sd2-inpainting": {"unet": 865_925_124},
     "sd2-depth": {"unet": 865_913_604},
     "sd2-x4-upscaler": {"unet": 473_398_020, "autoencoder": 55_325_927},
-    "sd2-unclip-h": {"unet": 870_173_124, "image": 632_076_800},
+    "sd2-unclip-h": {"unet": 870_173_124, "image": 632_076_800, "image_statistics": 2048},
     "sd2-unclip-l": {"unet": 869_517_764, "image": 303_966_208},
     "clip-vit-b-32": {"total": 151_277_313},
-    "clip-vit-l-14": {"image": 303_966_208, "total": 427_616_513},
+    "clip-vit-l-14": {"clip": 427_616_513, "total": 427_616_513},
     "openclip-vit-h-14": {"total": 986_109_441},
     "safety-checker": {"total": 303_981_588},
     # The file holds 1,181,696 more: a residual unit and a norm that are never used.
@@ -50,6 +50,12 @@ def test_the_bundled_model_is_counted_with_its_clip(models):
     leaves = jax.tree.leaves(read_model("mini").params)
     assert models["mini"]["parameters"]["total"] == sum(leaf.size for leaf in leaves)
     assert models["mini"]["bundled"]
+
+
+def test_kinds_and_parts_are_called_as_in_model_json(models):
+    assert models["sd1"]["kind"] == "stable-diffusion"
+    assert models["safety-checker"]["kind"] == "safety"
+    assert set(models["dpt-hybrid"]["parameters"]) == {"depth", "total"}
 
 
 def test_facts(models):

@@ -182,6 +182,7 @@ def test_several_images_and_texts_are_ranked_image_by_image(drawings, capsys):
         (["melon.png", " "], "a text is empty"),
         (["melon.png", "elephant.png"], "no text to compare with"),
         (["melon.png", "a cat", "--model", "nowhere"], "no model 'nowhere'"),
+        (["melon.png", 300 * "a", "--model", "nowhere"], "no model 'nowhere'"),
         (["melon.png", "a cat", "--model", "TINY"], "tiny carries no CLIP"),
     ],
 )
@@ -192,6 +193,19 @@ def test_caption_refuses_in_one_line(arguments, message, drawings, model, tmp_pa
     error = capsys.readouterr().err
     assert error.startswith("sdjax caption: ") and message in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("command", "function"),
+    [(["caption", "a.png", "a cat"], "clip.load_clip"), (["imagine", "a cat"], "load.load")],
+)
+def test_what_a_checkpoint_cannot_tell_is_passed_on(command, function, monkeypatch, capsys):
+    def told(model, family=None, ema=None):
+        raise ValueError(f"{model}, {family}, {ema}")
+
+    monkeypatch.setattr(f"sdjax.pipelines.{function}", told)
+    assert main([*command, "--model", "f", "--family", "sd1", "--no-ema"]) == 2
+    assert capsys.readouterr().err.endswith("f, sd1, False\n")
 
 
 def test_models_are_listed(capsys, monkeypatch):

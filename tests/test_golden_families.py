@@ -152,6 +152,6 @@ def test_both_layouts_of_the_depth_estimator_are_one_model():
         for source, thirds in fused.items()
     }
     assert_same_params(
-        convert(original, depth.depth_table(config, "midas"), shapes),
-        convert(tensors, depth.depth_table(config, "transformers"), shapes),
+        convert(original, depth.depth_table("midas"), shapes),
+        convert(tensors, depth.depth_table("transformers"), shapes),
     )

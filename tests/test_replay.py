@@ -138,22 +138,47 @@ def without(case, field):
         b"{",
         b"[1, 2]",
         b"\x1f\x8bnot really",
-        gzip.compress(json.dumps({"rows": [row("a", [320])]}).encode())[:-12],
+        gzip.compress(json.dumps({"rows": [row("a", [320])]}).encode(), mtime=0)[:-12],
         b"{}",
         {"cases": []},
-        {"cases": [3]},
-        {"cases": [without(TEXT, "id")]},
-        {"cases": [without(TEXT, "config")]},
-        {"cases": [changed(TEXT, outputs={"text_embeds": {"shape": [2, 3], "data": [1.0]}})]},
-        {"cases": [without(LATENT[0], "x_after_step")]},
-        {"ops": {"silu": {"data": [1.0]}}},
-        {"rows": ["a"]},
+        {"answers": [3]},
     ],
 )
 def test_a_damaged_file_is_one_line(run, content):
     status, lines, error = run(content)
     assert status == 2 and lines == []
     assert error.startswith("replay: ") and error.count("\n") == 1 and "golden.json" in error
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"cases": [3]},
+        {"cases": [without(TEXT, "id")]},
+        {"cases": [without(TEXT, "config")]},
+        {"cases": [changed(TEXT, outputs={"text_embeds": {"shape": [2, 3], "data": [1.0]}})]},
+        {"cases": [without(LATENT[0], "x_after_step")]},
+        {"ops": {"silu": {"data": [1.0]}}},
+        {"ops": {"silu": 3}},
+        {"rows": ["a"]},
+        {"schedules": {"sd": 3}},
+        {"crc32": {"a": None}},
+    ],
+)
+def test_a_damaged_case_fails_alone(run, content):
+    good = row("a", [320])
+    content = {**content, "rows": [*content.get("rows", []), good]}
+    status, lines, error = run(content)
+    assert status == 1 and error == ""
+    assert lines[-1] == "1 passed, 1 failed"
+    assert sum(line.startswith("FAIL") for line in lines) == 1
+
+
+@pytest.mark.parametrize("other", [{"answers": [1]}, {"answers": {"a": 1}}, {"ops": [1]}])
+def test_a_section_that_nothing_replays_fails(run, other):
+    status, lines, _ = run({"rows": [row("a", [320])], "meta": {}, "note": "a remark", **other})
+    assert status == 1 and lines[-1] == "1 passed, 1 failed"
+    assert lines[1].startswith("FAIL") and next(iter(other)) in lines[1]
 
 
 def test_a_missing_file_and_no_file(tmp_path, capsys):
@@ -169,7 +194,7 @@ def test_shipped_small_files(capsys):
     expected = {
         "meta_check.json": (9, 0),
         "clip_tokens.json": (25, 0),
-        "ops.json": (25, 6),
+        "ops.json": (31, 0),
         "ldm_sampler_trajectories.json": (7, 0),
         "openai_gaussian_diffusion_trajectories.json": (6, 0),
         "scheduler_trajectories.json.gz": (104, 0),

@@ -10,6 +10,7 @@
 """
 
 import os
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,8 +20,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sdjax import config
 from sdjax.image.clip_image import ClipImage, unit
@@ -32,6 +34,9 @@ from sdjax.shapes import Images, Tokens, Vectors
 from sdjax.text.clip_text import ClipText, end_positions
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.weights.config_json import from_json
+
+UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for files that are no images, or damaged ones."""
 
 BATCH = 64
 """Images or texts that go through a tower at once, at most."""
@@ -100,12 +105,12 @@ def read_picture(picture: Picture) -> Image.Image:
         image = picture
     else:
         path = Path(picture)
-        if not path.is_file():
+        if not os.path.isfile(path):  # unlike Path's, without an error for a name too long
             raise FileNotFoundError(f"no image file {path}")
         try:
             with Image.open(path) as opened:
                 image = opened.copy()
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise ValueError(f"{path} is damaged or no image: {error}") from error
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -213,18 +218,28 @@ def _batch_size(count: int) -> int:
     return min(BATCH, 1 << max(count - 1, 0).bit_length())
 
 
-def load_clip(model: str | os.PathLike[str] = "mini") -> Clip:
+def load_clip(
+    model: str | os.PathLike[str] = "mini",
+    *,
+    dtype: DTypeLike = jnp.float32,
+    family: str | config.Config | None = None,
+    ema: bool | None = None,
+) -> Clip:
     """Load a CLIP.
 
     Args:
         model: what `sdjax.load` takes: a CLIP, or a text-to-image model that carries one, as "mini"
             does.
+        dtype: of the parameters in memory.
+        family: what a published file cannot tell, such as "clip-vit-l-14" (OpenAI's, with the quick
+            GELU) or "openclip-vit-l-14" (with the exact one); see `sdjax.load`.
+        ema: as for `sdjax.load`.
 
     Raises:
         FileNotFoundError: if there is no such model, or a file of it is missing.
-        ValueError: if it is damaged or carries no CLIP.
+        ValueError: if it is damaged or carries no CLIP, or if `family` must be given.
     """
-    return clip_of(read_model(model))
+    return clip_of(read_model(model, dtype=dtype, family=family, ema=ema))
 
 
 def clip_of(model: Model) -> Clip:

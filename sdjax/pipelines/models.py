@@ -1,6 +1,7 @@
 """Models by name: bundled, on disk in any format, or on the Hugging Face hub."""
 
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from sdjax.weights.conversion import describe
 from sdjax.weights.files import MODEL_FILE, load_model, to_params
 from sdjax.weights.hub import REPOSITORY, hub_folder
 from sdjax.weights.sources import open_source
-from sdjax.weights.stored import check_components, stored_config
+from sdjax.weights.stored import NO_STATISTICS, check_components, lacks_statistics, stored_config
 
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models"
 
@@ -74,21 +75,30 @@ def read_model(
         FileNotFoundError: if there is no such model, or a file of it is missing.
         ValueError: if it is damaged, hostile or unknown, or a tensor is missing, left over,
             misshapen or holds NaN.
+
+    What had to be assumed, or is not there, is a warning.
     """
     path = find_model(model)
+    # A folder of the hub's cache is called by the hash of a commit.
+    name = None if path == Path(model) else str(model)
     if path.is_dir() and (path / MODEL_FILE).is_file():
-        return _read_stored(path, dtype)
+        return _read_stored(path, dtype, name or path.name)
     source = open_source(path, family, ema)
     params = {
         name: to_params(leaves, dtype, f"{path}: {name}")
         for name, leaves in source.components().items()
     }
-    described = describe(source)
+    described = describe(source, name)
+    for note in source.notes:
+        warnings.warn(f"{described['source']['name']}: {note}", stacklevel=2)
     return Model(described["name"], source.config, params, described)
 
 
-def _read_stored(folder: Path, dtype: DTypeLike) -> Model:
+def _read_stored(folder: Path, dtype: DTypeLike, name: str) -> Model:
     params, described = load_model(folder, dtype)
     config = stored_config(described, str(folder))
     check_components(config, params, str(folder))
-    return Model(described.get("name", folder.name), config, params, described)
+    name = described.get("name", name)
+    if lacks_statistics(config, params):
+        warnings.warn(f"{name}: {NO_STATISTICS}", stacklevel=3)
+    return Model(name, config, params, described)

@@ -28,7 +28,7 @@ from sdjax.diffusion.times import Spacing
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.preprocess import to_float, to_picture
 from sdjax.nn.functional import Params, apply
-from sdjax.parallel import Mode, parallelize
+from sdjax.parallel import Devices, Mode, parallelize
 from sdjax.pipelines.images import Images
 from sdjax.pipelines.request import STRENGTH, Request, check_styles, fitted
 from sdjax.pipelines.words import warn_about_words
@@ -148,7 +148,7 @@ def decode(
 class _Runner:
     """`denoise` and `decode` on the devices that were asked for."""
 
-    devices: Sequence[jax.Device] | None
+    devices: Devices | None
     mode: Mode
 
     def denoise(
@@ -230,7 +230,7 @@ class Pipeline:
         latents: Float[np.ndarray | Array, "batch height width channels"] | None = None,
         progress: bool = False,
         trajectory: bool = False,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Devices | None = None,
         mode: Mode = "mesh",
     ) -> Any:  # Images, or with a trajectory (Images, Walk)
         """Draw `n` images of each prompt.

@@ -136,6 +136,7 @@ def _byte_symbols() -> tuple[str, ...]:
 
 @functools.cache
 def byte_pair_encoder() -> tokenizers.Tokenizer:
+    """CLIP's encoder with its whole vocabulary, from the bundled merges."""
     # Imported here because it takes a second; without PyTorch it warns, and we need none.
     logging.getLogger("transformers").addFilter(lambda record: "PyTorch" not in record.getMessage())
     from transformers import CLIPTokenizer

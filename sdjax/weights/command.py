@@ -2,9 +2,10 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 from sdjax.weights.conversion import Export, convert_checkpoint, export_model
 from sdjax.weights.files import MODEL_FILE, StoredDtype
@@ -17,7 +18,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; 0 is success, 2 what was given cannot be converted, told in words."""
     options = _parser().parse_args(arguments)
     try:
-        _run(options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UserWarning)
+            warnings.showwarning = lambda message, *_: print(
+                f"weights_convert.py: note: {message}", file=sys.stderr
+            )
+            _run(options)
     except (ValueError, OSError) as error:
         print(f"weights_convert.py: {error}", file=sys.stderr)
         return 2
@@ -66,22 +72,22 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(options: argparse.Namespace) -> None:
     family = None if options.family == "auto" else options.family
-    settings: dict[str, Any] = {"family": family, "ema": options.ema}
     converted = (options.src / MODEL_FILE).is_file()
     if converted and (options.dry_run or not options.export):
         raise ValueError(f"{options.src} is a model folder already: write it with --export")
     if not (options.dst or options.dry_run):
         raise ValueError("say with --dst where to write")
+    source = options.src
     if not converted:
-        source = open_source(options.src, **settings)
+        source = open_source(options.src, family, options.ema)
         print(report(source))
         source.check()
     if options.dry_run:
         return
-    settings |= {"dtype": options.dtype, "check": options.check}
+    dtype, check = options.dtype, options.check
     if options.export:
-        export_model(options.src, options.dst, options.export, **settings)
+        export_model(source, options.dst, options.export, dtype=dtype, check=check)
     else:
-        convert_checkpoint(options.src, options.dst, **settings)
+        convert_checkpoint(source, options.dst, dtype=dtype, check=check)
     checked = ", checked bit by bit" if options.check else ""
     print(f"wrote {options.dst}{checked}")

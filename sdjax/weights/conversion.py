@@ -3,6 +3,7 @@
 import os
 import shutil
 import uuid
+import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -25,12 +26,11 @@ from sdjax.weights.config_json import to_json
 from sdjax.weights.files import MODEL_FILE, StoredDtype, open_model, open_unused, save_model, sha256
 from sdjax.weights.folders import weights_name, write_configs
 from sdjax.weights.layouts import Layout, parts
-from sdjax.weights.readers import open_tensors
 from sdjax.weights.rules import Rule, assemble, names
 from sdjax.weights.sources import CUSTOM, Matched, Source, open_source
-from sdjax.weights.stored import check_components, stored_config
+from sdjax.weights.stored import NO_STATISTICS, check_components, lacks_statistics, stored_config
 from sdjax.weights.tensors import LazyTensor, write_safetensors
-from sdjax.weights.tree import Params, unflatten
+from sdjax.weights.tree import Params, shown, unflatten
 
 Export = Literal["diffusers", "single-file"]
 """Layouts that a model can be written in."""
@@ -40,7 +40,7 @@ Leaves = Mapping[str, LazyTensor]
 
 
 def convert_checkpoint(
-    src: str | os.PathLike[str],
+    src: str | os.PathLike[str] | Source,
     dst: str | os.PathLike[str],
     *,
     family: str | Config | None = None,
@@ -54,7 +54,8 @@ def convert_checkpoint(
     a block that the model skips) is kept in `unused.safetensors`, so that it can be written again.
 
     Args:
-        src: a weights file or folder, see `open_source`.
+        src: a weights file or folder, see `open_source`; or what that gave, where `family` and
+            `ema` are settled.
         dst: the model folder; an existing model folder is replaced.
         family: a name in `sdjax.weights.recognize.FAMILIES`, where the tensors cannot tell; or the
             config of a model with sizes of its own.
@@ -68,7 +69,7 @@ def convert_checkpoint(
         ValueError: see `open_source` and `Source.check`; or a tensor holds NaN or inf, or more than
             `dtype` can hold.
     """
-    source = open_source(src, family, ema)
+    source = src if isinstance(src, Source) else open_source(src, family, ema)
     components = {name: unflatten(leaves) for name, leaves in source.components().items()}
     verify = partial(check_round_trip, source, dtype=dtype) if check else None
     model = describe(source)
@@ -77,10 +78,13 @@ def convert_checkpoint(
     return source
 
 
-def describe(source: Source) -> dict[str, Any]:
-    """The contents of model.json for a checkpoint, but the hashes of its files."""
+def describe(source: Source, name: str | None = None) -> dict[str, Any]:
+    """The contents of model.json for a checkpoint, but the hashes of its files.
+
+    `name` is what the checkpoint is called, where its path does not say that.
+    """
     path = source.path.absolute()
-    own = path.name if path.is_dir() else path.stem
+    own = name or (path.name if path.is_dir() else path.stem)
     return {
         "kind": source.kind,
         "name": own if source.family == CUSTOM else source.family,
@@ -88,7 +92,7 @@ def describe(source: Source) -> dict[str, Any]:
         "config": to_json(source.config),
         **({"image_mean": CLIP_MEAN, "image_std": CLIP_STD} if source.kind == "clip" else {}),
         "source": {
-            "name": path.name,
+            "name": name or path.name,
             "layout": source.layout,
             "moving_average": source.averaged,
         },
@@ -119,7 +123,7 @@ def check_round_trip(source: Source, folder: Path, *, dtype: StoredDtype) -> Non
 
 
 def export_model(
-    src: str | os.PathLike[str],
+    src: str | os.PathLike[str] | Source,
     dst: str | os.PathLike[str],
     layout: Export,
     *,
@@ -130,20 +134,25 @@ def export_model(
 ) -> None:
     """Write a model in a published layout, whole or not at all, one tensor in memory at a time.
 
+    A part that the layout has no place for, such as a safety checker in a single file, is left out
+    with a warning.
+
     Args:
-        src: a model folder, or a published checkpoint in any layout.
+        src: a model folder, or a published checkpoint in any layout, or what `open_source` gave.
         dst: for "diffusers" a new folder, with a subfolder for each part of a system; for
             "single-file" a new safetensors file.
         layout: "single-file" is the original layout: of CompVis and Stability for Stable Diffusion,
             of OpenCLIP for CLIP, of MiDaS for depth.
         family: as for `convert_checkpoint`; of no use where `src` is a model folder.
-        dtype: precision of the file; "source" keeps each tensor's own.
+        dtype: precision of the parameters; "source" keeps each tensor's own.
         ema: as for `convert_checkpoint`.
-        check: read what was written again and compare every tensor, bit by bit.
+        check: open what was written as the checkpoint that it is, and prove that every parameter
+            and every unused tensor comes back from it, bit by bit (after the cast to `dtype`).
 
     Raises:
         FileNotFoundError: `src` or the folder of `dst` does not exist.
-        ValueError: `dst` exists; the model has no such layout; or as for `convert_checkpoint`.
+        ValueError: `dst` exists; the model has no such layout, or needs a part that it cannot hold;
+            or as for `convert_checkpoint`.
     """
     dst = Path(dst).absolute()
     if dst.exists():
@@ -152,22 +161,55 @@ def export_model(
         raise FileNotFoundError(f"cannot write {dst}: {dst.parent} is not a folder")
     config, components, unused = _open(src, layout, family, ema)
     cast = _numpy(dtype)
-    files = published(config, components, unused, layout)
+    files = {
+        place: {
+            name: tensor if _full(name, place, layout) in unused else _stored(name, tensor, cast)
+            for name, tensor in tensors.items()
+        }
+        for place, tensors in published(config, components, unused, layout).items()
+    }
     new = dst.with_name(f".{dst.name}.{uuid.uuid4().hex[:8]}.new")
     new.mkdir()
     try:
         if layout == "single-file":
             result = new / dst.name
-            _write(result, {k: t for part in files.values() for k, t in part.items()}, cast, check)
+            whole = {name: t for tensors in files.values() for name, t in tensors.items()}
+            write_safetensors(result, whole, finite=False)
         else:
             result = new
             write_configs(config, new)
             for place, tensors in files.items():
                 (new / place).mkdir(exist_ok=True)
-                _write(new / place / weights_name(config, place), tensors, cast, check)
+                path = new / place / weights_name(config, place)
+                write_safetensors(path, tensors, finite=False)
+        if check:
+            check_export(result, config, components, unused, dtype=dtype)
         result.rename(dst)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+
+
+def check_export(
+    path: Path,
+    config: Config,
+    components: Mapping[str, Leaves],
+    unused: Leaves,
+    *,
+    dtype: StoredDtype,
+) -> None:
+    """Prove that a model, opened from the published layout at `path`, is the one it was.
+
+    Raises:
+        ValueError: `path` cannot be opened as such a model; or names the first tensor that differs.
+    """
+    written = open_source(path, config)
+    for component, leaves in written.components().items():
+        for name, leaf in leaves.items():
+            if component in components:  # statistics may have been made up
+                wanted = components[component][name]
+                _same(np.asarray(leaf), wanted, _numpy(dtype), f"{component}: {name}")
+    for name, tensor in unused.items():
+        _same(np.asarray(written.unused[name]), tensor, None, name)
 
 
 def published(
@@ -179,10 +221,17 @@ def published(
     """Tensors by the names of a published layout: {place of the part: {name: tensor}}.
 
     Names in a single file begin with the part's place, those in a folder do not.
+
+    Raises:
+        ValueError: the layout has no place for something that the model needs.
     """
     files: dict[str, dict[str, LazyTensor]] = {}
-    for part in parts(config, _layout_of(config, layout)):
+    all_parts = parts(config, _layout_of(config, layout))
+    _check_places(components, {part.component for part in all_parts}, layout)
+    for part in all_parts:
         if part.component == "image_statistics" and part.component not in components:
+            if lacks_statistics(config, components):
+                warnings.warn(f"{NO_STATISTICS}; 0 and 1 are written", stacklevel=2)
             leaves = _standard(part.shapes)
         else:
             leaves = components[part.component]
@@ -200,12 +249,46 @@ def published(
     return files
 
 
-def _write(path: Path, tensors: Leaves, dtype: np.dtype | None, check: bool) -> None:
-    write_safetensors(path, tensors, dtype)
-    if check:
-        written = open_tensors(path)
-        for name, tensor in tensors.items():
-            _same(np.asarray(written[name]), tensor, dtype, f"{path.name}: {name}")
+def _check_places(components: Mapping[str, Leaves], held: set[str], layout: Export) -> None:
+    """Warn of components that the layout cannot hold; refuse where it would be another model."""
+    lost = components.keys() - held
+    if statistics := components.get("image_statistics" if "image_statistics" in lost else ""):
+        usual = _standard({name: leaf for name, leaf in statistics.items()})
+        if any((np.asarray(statistics[n]) != np.asarray(usual[n])).any() for n in usual):
+            raise ValueError(
+                f"the layout {layout} has no place for the mean and deviation of image embeddings "
+                "(image_statistics), without which this is another model: export in the layout "
+                "diffusers"
+            )
+    if lost := sorted(lost - {"image_statistics"}):
+        warnings.warn(
+            f"the layout {layout} has no place for: {', '.join(lost)}; left out", stacklevel=3
+        )
+
+
+def _full(name: str, place: str, layout: Export) -> str:
+    return name if layout == "single-file" else place + name
+
+
+def _stored(name: str, tensor: LazyTensor, dtype: np.dtype | None) -> LazyTensor:
+    """A parameter as it is written: cast and checked, which unused tensors beside it are not."""
+    stored = dtype or tensor.dtype
+
+    def read() -> np.ndarray:
+        array = np.asarray(tensor)
+        with np.errstate(over="ignore", under="ignore"):
+            cast = array.astype(stored, copy=False)
+        if not np.isfinite(cast).all():
+            reason = "holds NaN or inf: the file is damaged or training failed"
+            if np.isfinite(array).all():
+                reason = (
+                    f"reaches {np.abs(array).max():.6g}, more than {stored.name} holds: choose "
+                    "bfloat16 or float32"
+                )
+            raise ValueError(f"{shown(name)} {reason}")
+        return cast
+
+    return LazyTensor(tensor.shape, stored, read)
 
 
 def _same(found: np.ndarray, wanted: LazyTensor, dtype: np.dtype | None, where: str) -> None:
@@ -214,22 +297,26 @@ def _same(found: np.ndarray, wanted: LazyTensor, dtype: np.dtype | None, where: 
     if dtype is not None and jnp.issubdtype(cast.dtype, jnp.floating):
         cast = cast.astype(dtype)
     if (found.shape, found.dtype) != (cast.shape, cast.dtype) or found.tobytes() != cast.tobytes():
-        raise ValueError(f"{where} does not come back as it was: nothing was written")
+        raise ValueError(f"{shown(where)} does not come back as it was: nothing was written")
 
 
 def _open(
-    src: str | os.PathLike[str], layout: Export, family: str | Config | None, ema: bool | None
+    src: str | os.PathLike[str] | Source,
+    layout: Export,
+    family: str | Config | None,
+    ema: bool | None,
 ) -> tuple[Config, dict[str, dict[str, LazyTensor]], dict[str, LazyTensor]]:
     """Config, leaves and unused tensors (where `layout` has a place for them) of any model."""
-    if (Path(src) / MODEL_FILE).is_file():
+    if not isinstance(src, Source) and (Path(src) / MODEL_FILE).is_file():
         components, model = open_model(src)
         config = stored_config(model, str(src))
         trees = {name: unflatten(leaves) for name, leaves in components.items()}
         check_components(config, trees, str(src))
         unused = open_unused(src)
-        origin = model["source"]["layout"] if unused else None
+        recorded = model.get("source")
+        origin = recorded.get("layout") if isinstance(recorded, Mapping) else None
     else:
-        source = open_source(src, family, ema)
+        source = src if isinstance(src, Source) else open_source(src, family, ema)
         config, components = source.config, source.components()
         unused, origin = dict(source.unused), source.layout
     return config, components, unused if origin == _layout_of(config, layout) else {}
@@ -248,7 +335,7 @@ def _layout_of(config: Config, layout: Export) -> Layout:
 
 
 def _standard(shapes: Params) -> dict[str, LazyTensor]:
-    """Statistics that change nothing, for a model that comes without."""
+    """Mean 0 and deviation 1: what a file without statistics computes with."""
     dtype = np.dtype(np.float32)
     shape = shapes["mean"].shape
     return {

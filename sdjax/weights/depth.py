@@ -118,23 +118,28 @@ MIDAS_FUSION: tuple[Row, ...] = (
 
 # The transformer's last norm comes after the last map is taken; the coarsest fusion has no coarser
 # one to refine its map for; the head told the classes of ImageNet.
-TRANSFORMERS_UNUSED = (
-    "dpt.layernorm.weight",
-    "dpt.layernorm.bias",
-    "neck.fusion_stage.layers.0.residual_layer1.convolution{j}.weight",
-    "neck.fusion_stage.layers.0.residual_layer1.convolution{j}.bias",
+TRANSFORMERS_UNUSED = tuple(
+    f"{name}.{leaf}"
+    for name in (
+        "dpt.layernorm",
+        "neck.fusion_stage.layers.0.residual_layer1.convolution1",
+        "neck.fusion_stage.layers.0.residual_layer1.convolution2",
+    )
+    for leaf in ("weight", "bias")
 )
-MIDAS_UNUSED = (
-    "pretrained.model.norm.weight",
-    "pretrained.model.norm.bias",
-    "pretrained.model.head.weight",
-    "pretrained.model.head.bias",
-    "scratch.refinenet4.resConfUnit1.conv{j}.weight",
-    "scratch.refinenet4.resConfUnit1.conv{j}.bias",
+MIDAS_UNUSED = tuple(
+    f"{name}.{leaf}"
+    for name in (
+        "pretrained.model.norm",
+        "pretrained.model.head",
+        "scratch.refinenet4.resConfUnit1.conv1",
+        "scratch.refinenet4.resConfUnit1.conv2",
+    )
+    for leaf in ("weight", "bias")
 )
 
 
-def depth_table(config: DepthConfig, layout: Layout = "transformers") -> Table:
+def depth_table(layout: Layout) -> Table:
     """Rows of DPT-hybrid; what the files hold and the network never uses is dropped."""
     return _transformers_table() if layout == "transformers" else _midas_table()
 

@@ -3,6 +3,9 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
+from sdjax.config import LARGEST
+from sdjax.weights.tree import shown
+
 Json = Mapping[str, Any]
 """What a JSON or YAML file of settings holds."""
 
@@ -12,7 +15,7 @@ class Fields:
 
     def __init__(self, what: str, config: Any) -> None:
         if not isinstance(config, Mapping):
-            raise ValueError(f"{what}: expected a dictionary of settings, got {config!r}")
+            raise ValueError(f"{what}: expected a dictionary of settings, got {_words(config)}")
         self.what = what
         self.left = dict(config)
 
@@ -44,10 +47,11 @@ class Fields:
         return tuple(value)
 
     def number(self, field: str, default: float) -> float:
-        """A number above zero."""
+        """A number above zero, which JSON can make infinite."""
         value = self.take(field, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
-            self.refuse(field, value, "a number above 0")
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value <= LARGEST:
+            self.refuse(field, value, f"a number above 0, at most {LARGEST}")
         return value
 
     def flags(self, field: str) -> tuple[bool, ...]:
@@ -94,4 +98,8 @@ class Fields:
 
     def refuse(self, field: str, value: Any, wanted: str) -> NoReturn:
         """Raise the error about one field."""
-        raise ValueError(f"{self.what}: {field} is {value!r}; sdjax supports {wanted}")
+        raise ValueError(f"{self.what}: {shown(field)} is {_words(value)}; sdjax supports {wanted}")
+
+
+def _words(value: Any) -> str:
+    return f"'{shown(value)}'" if isinstance(value, str) else shown(value)

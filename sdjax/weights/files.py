@@ -23,15 +23,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from sdjax.weights.readers import open_tensors
+from sdjax.weights.readers import open_tensors, parse_json
 from sdjax.weights.tensors import LazyTensor, write_safetensors
-from sdjax.weights.tree import Params, flatten, unflatten
+from sdjax.weights.tree import Params, flatten, shown, unflatten
 
 FORMAT_VERSION = 1
 """Of the folder's layout; `load_model` refuses any other."""
 MODEL_FILE = "model.json"
 SUFFIX = ".safetensors"
-OWN_FIELDS = ("format_version", "dtype", "sha256")
+OWN_FIELDS = ("format_version", "dtype", "sha256", "unused_sha256")
 """Fields of model.json that `save_model` writes; the others are the caller's."""
 
 UNUSED_FILE = "unused.safetensors"
@@ -86,8 +86,11 @@ def save_model(
             hashes[path.name] = sha256(path)
         own = {"format_version": FORMAT_VERSION, "dtype": dtype, "sha256": hashes}
         if unused:
-            write_safetensors(new / UNUSED_FILE, unused)
-        (new / MODEL_FILE).write_text(_json_text({**model, **own}), encoding="utf-8")
+            # As they are: NaN does no harm where it is not used.
+            write_safetensors(new / UNUSED_FILE, unused, finite=False)
+            own["unused_sha256"] = sha256(new / UNUSED_FILE)
+        callers = {key: value for key, value in model.items() if key not in OWN_FIELDS}
+        (new / MODEL_FILE).write_text(_json_text(callers | own), encoding="utf-8")
         if verify is not None:
             verify(new)
         if target.exists():
@@ -130,20 +133,26 @@ def open_model(
             raise FileNotFoundError(
                 f"{folder} lists {filename} in {MODEL_FILE}, but has no such file"
             )
-        found = sha256(path)
-        if found != expected:
-            raise ValueError(
-                f"{path} is not the file that was saved: its SHA-256 is {found}, "
-                f"{MODEL_FILE} says {expected}; copy or download it again"
-            )
+        _check_hash(path, expected)
         components[filename.removesuffix(SUFFIX)] = open_tensors(path)
     return components, model
 
 
 def open_unused(folder: str | os.PathLike[str]) -> dict[str, LazyTensor]:
-    """What `save_model` was given as `unused`."""
+    """What `save_model` was given as `unused`.
+
+    Raises:
+        FileNotFoundError: `folder` is no model folder, or the file is missing.
+        ValueError: model.json is damaged, or the file is, or differs from its hash.
+    """
     path = Path(folder) / UNUSED_FILE
-    return open_tensors(path) if path.is_file() else {}
+    expected = _read_model_json(Path(folder)).get("unused_sha256")
+    if expected is None and not path.exists():
+        return {}
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} lacks the file {UNUSED_FILE} of its {MODEL_FILE}")
+    _check_hash(path, expected)
+    return open_tensors(path)
 
 
 def to_params(leaves: Mapping[str, LazyTensor], dtype: DTypeLike, where: str) -> dict[str, Any]:
@@ -155,10 +164,19 @@ def to_params(leaves: Mapping[str, LazyTensor], dtype: DTypeLike, where: str) ->
 
     def read(path: str, leaf: LazyTensor) -> jax.Array:
         array = np.asarray(leaf)
-        _check_finite(array, f"{where}: {path}")
+        _check_finite(array, f"{where}: {shown(path)}")
         return jnp.array(array, dtype)
 
     return unflatten({path: read(path, leaf) for path, leaf in leaves.items()})
+
+
+def _check_hash(path: Path, expected: Any) -> None:
+    found = sha256(path)
+    if found != expected:
+        raise ValueError(
+            f"{path} is not the file that was saved: its SHA-256 is {found}, "
+            f"{MODEL_FILE} says {shown(expected)}; copy or download it again"
+        )
 
 
 def _check_target(target: Path) -> None:
@@ -178,13 +196,13 @@ def _check_target(target: Path) -> None:
 def _check_name(name: str) -> None:
     # Names from a downloaded model.json become paths: they must not leave the folder.
     if not name.isidentifier():
-        raise ValueError(f"{name!r} is not a component's name: letters, digits and _ only")
+        raise ValueError(f"'{shown(name)}' is not a component's name: letters, digits and _ only")
 
 
 def _write(path: Path, leaves: Mapping[str, Any], dtype: StoredDtype) -> None:
     for key, leaf in leaves.items():
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
-            raise ValueError(f"{path.stem}: {key} holds {leaf.dtype}, parameters are floats")
+            raise ValueError(f"{path.stem}: {shown(key)} holds {leaf.dtype}, parameters are floats")
     try:
         write_safetensors(path, leaves, None if dtype == "source" else np.dtype(jnp.dtype(dtype)))
     except ValueError as error:
@@ -210,23 +228,20 @@ def _read_model_json(folder: Path) -> dict[str, Any]:
     path = folder / MODEL_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} is not a model folder: it has no {MODEL_FILE}")
-    try:
-        model = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(model, dict) or "format_version" not in model:
+    model = parse_json(path.read_bytes(), path)
+    if "format_version" not in model:
         raise ValueError(f"{path} names no format_version: not written by sdjax")
     version = model["format_version"]
     if version != FORMAT_VERSION:
         raise ValueError(
-            f"{path} has format version {version!r}, this sdjax reads {FORMAT_VERSION}: "
+            f"{path} has format version {shown(version)}, this sdjax reads {FORMAT_VERSION}: "
             "update sdjax or save the model again"
         )
     if not isinstance(model.get("sha256"), dict):
         raise ValueError(f"{path} has no table of SHA-256 sums under 'sha256'")
     for filename in model["sha256"]:
         if not filename.endswith(SUFFIX):
-            raise ValueError(f"{path} lists {filename!r}, which is no safetensors file")
+            raise ValueError(f"{path} lists '{shown(filename)}', which is no safetensors file")
         _check_name(filename.removesuffix(SUFFIX))
     return model
 

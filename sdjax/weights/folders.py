@@ -22,6 +22,8 @@ from sdjax.weights import folder_configs, foreign
 from sdjax.weights.fields import Fields, Json
 from sdjax.weights.folder_configs import Settings, network_settings
 from sdjax.weights.layouts import Layout
+from sdjax.weights.readers import parse_json
+from sdjax.weights.tree import shown
 
 PIPELINES: dict[Conditioning, str] = {
     "text": "StableDiffusionPipeline",
@@ -41,13 +43,13 @@ def lone_config(path: Path) -> tuple[Config, Layout]:
     """The config and layout of a folder with one network, from its config.json."""
     values = _read_json(path)
     name = values.get("_class_name") or next(iter(values.get("architectures") or ()), None)
-    match name:
+    match str(name).removeprefix("Flax"):  # the same network, saved by the Flax class
         case "UNet2DConditionModel":
             return foreign.diffusers_unet(values), "diffusers"
         case "AutoencoderKL":
             return foreign.diffusers_autoencoder(values), "diffusers"
         case "StableUnCLIPImageNormalizer":
-            fields = Fields(name, values)
+            fields = Fields("StableUnCLIPImageNormalizer", values)
             return ImageStatistics(fields.whole("embedding_dim", 768)), "diffusers"
         case "CLIPTextModel" | "CLIPTextModelWithProjection":
             return _text(values, path.parent), "transformers"
@@ -61,7 +63,12 @@ def lone_config(path: Path) -> tuple[Config, Layout]:
             return foreign.transformers_depth(values), "transformers"
         case "StableDiffusionSafetyChecker":
             return foreign.transformers_safety(values), "transformers"
-    raise ValueError(f"{path} describes a {name!r}, which sdjax does not have")
+    raise ValueError(f"{path} describes a '{shown(str(name))}', which sdjax does not have")
+
+
+def open_clip_config(path: Path) -> tuple[Config, Layout]:
+    """The config in open_clip_config.json, which OpenCLIP writes beside its weights."""
+    return foreign.open_clip(_read_json(path).get("model_cfg", {})), "openclip"
 
 
 def diffusers_config(folder: Path) -> StableDiffusion:
@@ -270,10 +277,4 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{path} is missing: download the whole folder, or say with --family what model it is"
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no settings, but {type(values).__name__}")
-    return values
+    return parse_json(path.read_bytes(), path)

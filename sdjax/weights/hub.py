@@ -6,10 +6,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from huggingface_hub import HfApi, snapshot_download
-
 from sdjax.weights.layouts import FOLDERS
-from sdjax.weights.readers import choose, open_checkpoint, shards_of
+from sdjax.weights.readers import MODEL_FILE, choose, open_checkpoint, shards_of
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 """What a name on the hub looks like: "owner/model"."""
@@ -18,6 +16,10 @@ INDEX = "model_index.json"
 """Of a folder of diffusers; it names the parts."""
 SETTINGS = re.compile(r"([^/]+/)?(config|\w+_config|special_tokens_map|model_index)\.json")
 """What is needed besides weights."""
+
+
+LONE_SETTINGS = frozenset({"config.json", "open_clip_config.json"})
+"""Of one network, by transformers and diffusers or by OpenCLIP."""
 
 
 def hub_folder(name: str) -> Path:
@@ -31,6 +33,9 @@ def hub_folder(name: str) -> Path:
         FileNotFoundError: the hub has no such model, asks for a login, or cannot be reached.
         ValueError: there are several files of weights, or the name cannot be one.
     """
+    # Imported here because few commands ask the hub.
+    from huggingface_hub import HfApi, snapshot_download
+
     try:
         folder = Path(snapshot_download(name, local_files_only=True))
     except Exception:  # not in the cache; the classes differ between versions
@@ -73,7 +78,11 @@ def _is_complete(folder: Path) -> bool:
     try:
         if not (folder / INDEX).is_file():
             open_checkpoint(folder)
-            return True
+            names = [entry.name for entry in folder.iterdir()]
+            # Without them a network that is alike would be asked for; a file with a name of its
+            # own has none.
+            named = MODEL_FILE.fullmatch(choose(names, str(folder)))
+            return named is None or not LONE_SETTINGS.isdisjoint(names)
         parts = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         for name in (name for name, value in parts.items() if value not in (None, [None, None])):
             if f"{name}/" in FOLDERS.values():

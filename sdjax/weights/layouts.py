@@ -6,6 +6,7 @@ checkpoint, in which a prefix names the part; "diffusers" a folder with one subf
 projects write them.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,6 +70,7 @@ class Part:
     shapes: Params
 
 
+@functools.cache
 def parts(config: Config, layout: Layout) -> tuple[Part, ...]:
     """The parts of a model as `layout` writes it.
 
@@ -116,7 +118,7 @@ def _single_file(config: StableDiffusion) -> tuple[Part, ...]:
         prefix, table = "cond_stage_model.model.", clip.openclip_text_table(config.text)
     found.append(Part("text", prefix, table, shapes))
     if config.depth is not None:
-        table = depth.depth_table(config.depth, "midas")
+        table = depth.depth_table("midas")
         found.append(Part("depth", "depth_model.model.", table, depth.depth_shapes(config.depth)))
     if config.image is not None:
         table = clip.openclip_image_table(config.image)
@@ -149,6 +151,7 @@ def _component(name: str, config: Config) -> Part:
     return Part(name, FOLDERS[name], found.table, found.shapes)
 
 
+@functools.cache  # systems share their networks
 def _lone(config: Config, layout: Layout) -> Part | None:
     """The one part of a file that holds one network."""
     match config, layout:
@@ -174,7 +177,7 @@ def _lone(config: Config, layout: Layout) -> Part | None:
         case Clip(), "transformers" | "openclip":
             return Part("clip", "", clip.clip_table(config, layout), clip.clip_shapes(config))
         case Depth(), "transformers" | "midas":
-            return Part("depth", "", depth.depth_table(config, layout), depth.depth_shapes(config))
+            return Part("depth", "", depth.depth_table(layout), depth.depth_shapes(config))
         case SafetyChecker(), "transformers":
             return Part("safety", "", safety.safety_table(config), safety.safety_shapes(config))
         case ImageStatistics(), "diffusers":

@@ -23,6 +23,9 @@ UNET_PREFIX = "model.diffusion_model."
 EMA_PREFIX = "model_ema."
 AUTOENCODER_PREFIX = "first_stage_model."
 
+EMA_BUFFERS = ("model_ema.decay", "model_ema.num_updates")
+"""How a moving average was taken, beside the averages themselves."""
+
 SAMPLER_BUFFERS = (
     "betas",
     "alphas_cumprod",
@@ -44,11 +47,33 @@ BUFFERS = (
     # The noise on what conditions the upscaler and stable unCLIP.
     *(f"low_scale_model.{name}" for name in SAMPLER_BUFFERS),
     *(f"noise_augmentor.{name}" for name in SAMPLER_BUFFERS),
-    # How the moving average was taken, beside the averages themselves.
-    "model_ema.decay",
-    "model_ema.num_updates",
+    *EMA_BUFFERS,
 )
 """Full names of tensors of single files that are no weights of any network."""
+
+_LPIPS = {1: (0, 2), 2: (5, 7), 3: (10, 12, 14), 4: (17, 19, 21), 5: (24, 26, 28)}
+AUTOENCODER_UNUSED = (
+    *EMA_BUFFERS,
+    # The loss that an autoencoder was trained with: LPIPS on VGG-16, and a discriminator of
+    # patches, whose layers 3, 6 and 9 are batch norms.
+    "loss.logvar",
+    *(f"loss.perceptual_loss.scaling_layer.{leaf}" for leaf in ("shift", "scale")),
+    *(f"loss.perceptual_loss.lin{i}.model.1.weight" for i in range(5)),
+    *(
+        f"loss.perceptual_loss.net.slice{i}.{j}.{leaf}"
+        for i, convolutions in _LPIPS.items()
+        for j in convolutions
+        for leaf in ("weight", "bias")
+    ),
+    *(f"loss.discriminator.main.{i}.weight" for i in (0, 2, 3, 5, 6, 8, 9, 11)),
+    *(f"loss.discriminator.main.{i}.bias" for i in (0, 3, 6, 9, 11)),
+    *(
+        f"loss.discriminator.main.{i}.{leaf}"
+        for i in (3, 6, 9)
+        for leaf in ("running_mean", "running_var", "num_batches_tracked")
+    ),
+)
+"""Names in files of an autoencoder alone (kl-f8, vae-ft-mse) that are no weights of it."""
 
 RES_BLOCK: tuple[Row, ...] = (
     ("in_layers.0", "norm_1", NORM),
@@ -119,7 +144,7 @@ def unet_table(config: UNet) -> Table:
 
 
 def autoencoder_table(config: Autoencoder) -> Table:
-    """Rows of what lies below `AUTOENCODER_PREFIX`."""
+    """Rows of what lies below `AUTOENCODER_PREFIX`, or is a file of its own."""
     rules = layers(
         (("quant_conv", "quant", LINEAR_1X1), ("post_quant_conv", "post_quant", LINEAR_1X1))
     )
@@ -135,7 +160,12 @@ def autoencoder_table(config: Autoencoder) -> Table:
         source, target = f"{source}{way}.{{i}}.", f"{target}{way}_{{i}}_"
         rules += layers(AUTOENCODER_RES_BLOCK, source + "block.{j}.", target + "res_{j}/")
         rules += layers(((f"{resample}.conv", f"{resample}/conv", CONV),), source, target)
-    return Table(rules)
+    return Table(rules, AUTOENCODER_UNUSED)
+
+
+def is_buffer(name: str, shape: tuple[int, ...]) -> bool:
+    """Is the tensor with this full name one of `BUFFERS`: a number, or one for each timestep?"""
+    return name in BUFFERS and len(shape) <= 1
 
 
 def ema_name(name: str) -> str:

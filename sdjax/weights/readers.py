@@ -26,6 +26,7 @@ from sdjax.weights.tensors import (
     file_tensor,
 )
 from sdjax.weights.torch_files import AGAIN, read_legacy, read_zip
+from sdjax.weights.tree import shown
 
 HEADER_LIMIT = 10**8
 """Bytes of a safetensors header or an index; the format's own limit."""
@@ -82,7 +83,7 @@ def choose(names: Iterable[str], folder: str) -> str:
         )
     if len(candidates) > 1:
         raise ValueError(
-            f"{folder} holds several files of weights ({', '.join(candidates[:8])}): "
+            f"{folder} holds several files of weights ({', '.join(map(shown, candidates[:8]))}): "
             "give the path of one"
         )
     return candidates[0]
@@ -171,12 +172,12 @@ def _open_safetensors(path: Path) -> Checkpoint:
                 f"{path} is damaged or cut off: it announces a header of {header_size} bytes, "
                 f"{file_size - 8} follow; {AGAIN}"
             )
-        header = _json(file.read(header_size), path)
+        header = parse_json(file.read(header_size), path)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise ValueError(f"{path} is damaged: its metadata are not texts by name; {AGAIN}")
     start = 8 + header_size
-    spans = {name: _span(entry, f"{path}: {name[:100]!r}") for name, entry in header.items()}
+    spans = {name: _span(entry, f"{path}: '{shown(name)}'") for name, entry in header.items()}
     _check_tiling((span for *_, span in spans.values()), file_size - start, path)
     tensors = {
         name: file_tensor(path, dtype, start + begin, shape)
@@ -192,7 +193,7 @@ def _span(entry: Any, what: str) -> tuple[Any, tuple[int, ...], tuple[int, int]]
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SAFETENSORS_DTYPES:
         raise ValueError(
-            f"{what} has the type {str(dtype)[:40]!r}: known are {', '.join(SAFETENSORS_DTYPES)}; "
+            f"{what} has the type '{shown(dtype)}': known are {', '.join(SAFETENSORS_DTYPES)}; "
             "get a file in one of these (quantized weights are not supported)"
         )
     if not (_sizes(shape) and len(shape) <= MAX_RANK and _sizes(offsets) and len(offsets) == 2):
@@ -226,7 +227,13 @@ def _check_tiling(spans: Iterable[tuple[int, int]], total: int, path: Path) -> N
         )
 
 
-def _json(text: bytes, path: Path) -> dict[str, Any]:
+def parse_json(text: bytes, path: Path) -> dict[str, Any]:
+    """The object that JSON from another's file holds; no name may occur twice.
+
+    Raises:
+        ValueError: it is damaged, too deep, or no object; `path` is told.
+    """
+
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
             raise ValueError("a name occurs twice")
@@ -237,14 +244,16 @@ def _json(text: bytes, path: Path) -> dict[str, Any]:
         if not isinstance(value, dict):
             raise ValueError("no table of names")
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged: no valid JSON ({error}); {AGAIN}") from error
+        raise ValueError(
+            f"{path} is damaged: no valid JSON ({shown(str(error))}); {AGAIN}"
+        ) from error
     return value
 
 
 def _open_shards(index: Path) -> Checkpoint:
     if index.stat().st_size > HEADER_LIMIT:
         raise ValueError(f"{index} is larger than {HEADER_LIMIT} bytes: no index of shards")
-    names = _json(index.read_bytes(), index).get("weight_map")
+    names = parse_json(index.read_bytes(), index).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(v, str) for v in names.values()):
         raise ValueError(
             f"{index} has no weight_map, so it is no index of shards: give the file or the folder "
@@ -254,10 +263,12 @@ def _open_shards(index: Path) -> Checkpoint:
     for shard in sorted(set(names.values())):
         # From the internet: it must not lead out of the folder.
         if shard in ("", ".", "..") or "/" in shard or "\\" in shard:
-            raise ValueError(f"{index} names the shard {shard[:100]!r}, not in its folder: refused")
+            raise ValueError(
+                f"{index} names the shard '{shown(shard)}', not in its folder: refused"
+            )
         if not os.path.lexists(index.parent / shard):
             raise FileNotFoundError(
-                f"{index.parent} lacks the shard {shard} of {index.name}; {AGAIN}"
+                f"{index.parent} lacks the shard {shown(shard)} of {index.name}; {AGAIN}"
             )
         _check_regular(index.parent / shard)
         shards[shard] = _open_file(index.parent / shard)
@@ -266,8 +277,8 @@ def _open_shards(index: Path) -> Checkpoint:
         name, shard = wrong[0]
         words = "holds" if (name, shard) in held else "lacks"
         raise ValueError(
-            f"{index} and its shards disagree about {len(wrong)} tensors: unlike it says, {shard} "
-            f"{words} {name[:100]!r}; {AGAIN}"
+            f"{index} and its shards disagree about {len(wrong)} tensors: unlike it says, "
+            f"{shown(shard)} {words} '{shown(name)}'; {AGAIN}"
         )
     parts = list(shards.values())
     if not parts:

@@ -1,10 +1,11 @@
 """Which published model a set of tensors is: told from names and shapes, never from a file's name.
 
 What tensors cannot tell is asked for: whether a Stable Diffusion 2 predicts eps or v, and whether a
-CLIP ViT-L/14 was trained with the quick GELU of OpenAI or the exact one of OpenCLIP.
+CLIP was trained with the quick GELU of OpenAI or the exact one of OpenCLIP.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sdjax import config, presets
@@ -13,6 +14,7 @@ from sdjax.weights import ldm
 from sdjax.weights.layouts import Layout, parts
 from sdjax.weights.rules import compare
 from sdjax.weights.stable_diffusion import unet_table
+from sdjax.weights.tree import shown
 
 LONE: dict[str, Config] = {
     "unet-sd1": presets.SD1.unet,
@@ -27,13 +29,19 @@ LONE: dict[str, Config] = {
     "kl-f4": presets.KL_F4,
     "clip-vit-l-14-text": presets.CLIP_L_TEXT,
     "clip-vit-l-14-text-projection": presets.CLIP_L_14.text,
+    "openclip-vit-l-14-text": replace(presets.OPENCLIP_L_14.text, projection_dim=None),
+    "openclip-vit-l-14-text-projection": presets.OPENCLIP_L_14.text,
     "openclip-vit-h-14-text": presets.OPENCLIP_H_TEXT,
     "clip-vit-l-14-image": presets.CLIP_L_IMAGE,
+    "openclip-vit-l-14-image": presets.OPENCLIP_L_14.image,
     "openclip-vit-h-14-image": presets.OPENCLIP_H_IMAGE,
     "clip-vit-l-14-image-statistics": config.ImageStatistics(768),
     "openclip-vit-h-14-image-statistics": config.ImageStatistics(1024),
 }
 """Parts of the published models that are also files of their own."""
+
+OPENAI = "input_resolution"
+"""A number that only OpenAI's own files have, whose activation is the quick GELU."""
 
 FAMILIES: dict[str, Config] = {**presets.PUBLISHED, **LONE}
 """Everything a checkpoint can be recognised as."""
@@ -70,46 +78,62 @@ def recognize(
     Raises:
         ValueError: if no family fits, or several do: the message says what to pass as `family`.
     """
-    layout, kind = _landmark(tensors, where)
+    found = landmark(tensors)
+    if found is None:
+        names = ", ".join(shown(name) for name in sorted(tensors)[:5]) or "none"
+        raise ValueError(
+            f"{where} is no checkpoint that sdjax knows; its {len(tensors)} tensors are called: "
+            f"{names}"
+        )
+    layout, kind = found
     candidates = {name: value for name, value in FAMILIES.items() if type(value) is kind}
     if family is not None:
         chosen = FAMILIES[family] if isinstance(family, str) else family
         if type(chosen) is not kind:
             raise ValueError(
-                f"{where} holds a {kind.__name__} in the layout {layout!r}, which {family!r} is "
-                f"not: choose among {', '.join(candidates)}"
+                f"{where} holds a {kind.__name__} in the layout {layout!r}, which {named(family)} "
+                f"is not: choose among {', '.join(candidates)}"
             )
         return chosen, layout
     if kind in (config.StableDiffusion, config.UNet):
         fitting = [n for n, value in candidates.items() if _unet_fits(value, layout, tensors)]
     else:
         fitting = _nearest(candidates, layout, tensors)
-    if "input_resolution" in tensors:  # a scalar that only OpenAI's own files have
-        fitting = [name for name in fitting if not name.startswith("openclip")]
+    if OPENAI in tensors:
+        fitting = [name for name in fitting if activation(candidates[name]) == "quick_gelu"]
     if not fitting:
         raise ValueError(
             f"{where} holds a {kind.__name__} in the layout {layout!r}, but of no published size "
             f"({', '.join(candidates)}). If it is one of these and damaged, name it with --family "
-            "to see what does not fit; a model of your own size is read from a folder in the "
-            "diffusers or transformers layout, which says its sizes in config.json"
+            "(family=... in Python) to see what does not fit; a model of your own size is read "
+            "from a folder in the diffusers or transformers layout, which says its sizes in "
+            "config.json"
         )
     if len(fitting) > 1:
         raise ValueError(f"{where} could be {' or '.join(fitting)}: {_why(fitting)}")
     return candidates[fitting[0]], layout
 
 
-def _landmark(tensors: Mapping[str, Any], where: str) -> tuple[Layout, type[Config]]:
-    for name, layout, kind in LANDMARKS:
-        if name in tensors:
-            return layout, kind
-    names = ", ".join(sorted(tensors)[:5]) or "none"
-    raise ValueError(
-        f"{where} is no checkpoint that sdjax knows; its {len(tensors)} tensors are called: {names}"
-    )
+def landmark(tensors: Mapping[str, Any]) -> tuple[Layout, type[Config]] | None:
+    """The layout of a file, and the kind of model in it; None where no name tells."""
+    return next(((layout, kind) for name, layout, kind in LANDMARKS if name in tensors), None)
+
+
+def activation(value: Config) -> config.Activation | None:
+    """That of a CLIP or of one of its towers; None for other networks."""
+    if isinstance(value, config.Clip):
+        value = value.text
+    return value.activation if isinstance(value, config.TextTower | config.ImageTower) else None
+
+
+def named(family: str | Config) -> str:
+    """A family or a config of one's own, for a message."""
+    return repr(family) if isinstance(family, str) else f"your {type(family).__name__}"
 
 
 def _why(fitting: list[str]) -> str:
-    ask = f"say which, with --family {fitting[0]} or --family {fitting[1]}"
+    options = " or ".join(f"--family {name}" for name in fitting)
+    ask = f"say which, with {options} (in Python family={fitting[0]!r} ...)"
     if fitting[0] in presets.SYSTEMS:
         return (
             "their tensors are alike, and whether the network predicts eps or v is written nowhere "

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterable
 
 from sdjax.weights.sources import Matched, Source
+from sdjax.weights.tree import shown
 
 COLUMNS = ("part", "used", "missing", "misshapen", "left over", "unused", "parameters", "dtype")
 
@@ -21,6 +22,7 @@ def report(source: Source) -> str:
         cells = [row[0].ljust(widths[0])]
         cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
         lines.append("  ".join(cells))
+    lines += [f"note: {note}" for note in source.notes]
     if source.averaged:
         lines.append("the UNet is the moving average of training; its raw weights are left behind")
     beside = [name for name in source.unused if not _in_a_part(name, source)]
@@ -52,4 +54,4 @@ def _in_a_part(name: str, source: Source) -> bool:
 def _some(names: Iterable[str]) -> str:
     names = list(names)
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
-    return ", ".join(names[:4]) + more
+    return ", ".join(shown(name) for name in names[:4]) + more

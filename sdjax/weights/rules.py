@@ -18,9 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from sdjax.weights.tree import Params, flatten, unflatten
+from sdjax.weights.tree import Params, flatten, shown, unflatten
 
 Shape = tuple[int, ...]
+
+NUMBER = "(?:0|[1-9][0-9]{0,3})"
+"""What "{i}" stands for: a layer's number as files write it."""
 
 LISTED = 8
 """Names an error shows of each kind."""
@@ -162,6 +165,7 @@ class Comparison:
         """Raise a ValueError that lists what does not fit, if anything."""
         kinds = ("missing", "left_over", "misshapen", "shared")
         problems = {kind.replace("_", " "): getattr(self, kind) for kind in kinds}
+        problems["left over"] = [shown(name) for name in self.left_over]  # the file's choice
         _raise_if_any(problems, "these tensors do not make this model")
 
 
@@ -262,7 +266,7 @@ def names(paths: Iterable[str], table: Table) -> dict[str, list[tuple[str, Rule]
     for path in paths:
         choices = table.sources(path)
         if not choices:
-            problems["without a row in the table"].append(path)
+            problems["without a row in the table"].append(shown(path))
             continue
         name, rule = choices[0]
         parts = found.setdefault(name, {})
@@ -284,7 +288,7 @@ def _inside(tree: Params) -> Params:
 
 @functools.cache
 def _regex(pattern: str) -> re.Pattern[str]:
-    return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>\\d+)", re.escape(pattern)))
+    return re.compile(re.sub(r"\\\{(\w+)\\\}", rf"(?P<\1>{NUMBER})", re.escape(pattern)))
 
 
 def _outline(name: str) -> str:

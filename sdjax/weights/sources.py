@@ -8,23 +8,29 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
 
 from sdjax import presets
-from sdjax.config import Config, StableDiffusion
-from sdjax.weights import ldm
+from sdjax.config import Clip, Config, Depth, StableDiffusion, TextTower
+from sdjax.weights import ldm, readers
+from sdjax.weights.config_json import to_json
 from sdjax.weights.files import MODEL_FILE
-from sdjax.weights.folders import diffusers_config, lone_config
+from sdjax.weights.folders import diffusers_config, lone_config, open_clip_config
 from sdjax.weights.layouts import FOLDERS, KINDS, Layout, Part, parts
 from sdjax.weights.readers import open_checkpoint
-from sdjax.weights.recognize import FAMILIES, recognize
+from sdjax.weights.recognize import FAMILIES, OPENAI, activation, landmark, named, recognize
 from sdjax.weights.rules import LISTED, Comparison, Rule, compare
+from sdjax.weights.stored import NO_STATISTICS, lacks_statistics
 from sdjax.weights.tensors import LazyTensor
-from sdjax.weights.tree import flatten
+from sdjax.weights.tree import flatten, shown
 
 Tensors = Mapping[str, LazyTensor]
 
 CUSTOM = "custom"
 """The family of a model whose sizes are its own."""
+EPSILON = presets.DPT_HYBRID.layer_norm_epsilon
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +63,7 @@ class Source:
     unused: Tensors  # by full name: what the model has no use for, such as a noise schedule
     left_over: tuple[str, ...] = ()  # full names that belong to no part
     averaged: bool = False  # the UNet's weights are the moving average of training
+    notes: tuple[str, ...] = ()  # what was assumed, and what is not there, in words
 
     @property
     def kind(self) -> str:
@@ -80,12 +87,20 @@ class Source:
                 matched.comparison.check()
             except ValueError as error:
                 problems.append(f"{matched.part.component}: {error}")
+            problems += [
+                f"{matched.part.component}: {name} holds {matched.tensors[name].dtype}, parameters "
+                "are floats (quantized weights are not supported)"
+                for name in sorted({name for name, _ in matched.comparison.matches.values()})
+                if not jnp.issubdtype(matched.tensors[name].dtype, jnp.floating)
+            ][:LISTED]
         if self.left_over:
             more = len(self.left_over) - LISTED
-            names = ", ".join(self.left_over[:LISTED]) + (f", and {more} more" if more > 0 else "")
+            names = ", ".join(shown(name) for name in self.left_over[:LISTED])
+            names += f", and {more} more" if more > 0 else ""
             problems.append(f"in no part of the model, {len(self.left_over)}: {names}")
         if problems:
-            raise ValueError(f"{self.path} is no whole {self.family}.\n" + "\n".join(problems))
+            whole = "model of this config" if self.family == CUSTOM else self.family
+            raise ValueError(f"{self.path} is no whole {whole}.\n" + "\n".join(problems))
 
 
 def open_source(
@@ -98,7 +113,7 @@ def open_source(
     Args:
         path: a weights file, or a folder in the layout of diffusers, transformers or OpenCLIP.
         family: a name in `FAMILIES`, where the tensors cannot tell; or the config of a model with
-            sizes of its own.
+            sizes of its own. Settings that lie beside the weights must say the same.
         ema: take the moving average of the UNet's weights (True), the raw weights (False), or the
             average where the file has it (None). Only single files may have both.
 
@@ -117,7 +132,9 @@ def open_source(
     else:
         source = _open_file(path, family, ema)
     if ema and not source.averaged:
-        raise ValueError(f"{path} holds no moving average of the weights: leave out --ema")
+        raise ValueError(
+            f"{path} holds no moving average of the weights: leave out --ema (in Python ema=True)"
+        )
     return source
 
 
@@ -125,11 +142,21 @@ def _open_file(path: Path, family: str | Config | None, ema: bool | None) -> Sou
     """One file, or a folder that holds one, with the config beside it where there is one."""
     checkpoint = open_checkpoint(path)
     tensors = checkpoint.tensors
-    config_file = path / "config.json"
-    if family is None and config_file.is_file():
-        config, layout = lone_config(config_file)
-    else:
+    notes = []
+    said = _settings(path, tensors)
+    if said is None:
         config, layout = recognize(tensors, str(path), family)
+        if family is None and OPENAI not in tensors and activation(config):
+            notes.append(
+                f"no file says its activation: {activation(config)} is assumed, as OpenCLIP "
+                "trained models of this size"
+            )
+    else:
+        config, layout = said
+        if family is not None:
+            _agree(config, family, path)
+    if isinstance(config, StableDiffusion):
+        config = replace(config, safety=None)  # a single file has no place for one
     tensors, averaged = _without_averages(tensors, ema, path)
     matched, used = [], set()
     for part in parts(config, layout):
@@ -137,9 +164,11 @@ def _open_file(path: Path, family: str | Config | None, ema: bool | None) -> Sou
         used.update(own)
         matched.append(_match(part, {name[len(part.place) :]: tensors[name] for name in own}))
     rest = [name for name in tensors if name not in used]
-    unused = {name: tensors[name] for name in rest if name in ldm.BUFFERS}
+    unused = {name: tensors[name] for name in rest if ldm.is_buffer(name, tensors[name].shape)}
     left_over = tuple(name for name in rest if name not in unused)
     unused |= _dropped(matched)
+    if lacks_statistics(config, [one.part.component for one in matched]):
+        notes.append(NO_STATISTICS)
     return Source(
         path,
         family if isinstance(family, str) else _family(config),
@@ -150,21 +179,24 @@ def _open_file(path: Path, family: str | Config | None, ema: bool | None) -> Sou
         unused,
         left_over,
         averaged,
+        tuple(notes),
     )
 
 
 def _open_diffusers(path: Path, family: str | Config | None) -> Source:
-    if family is None:
+    try:
         config = diffusers_config(path)
-    else:
-        config = FAMILIES[family] if isinstance(family, str) else family
+    except FileNotFoundError:
+        if family is None:
+            raise
+        config = _wanted(family)
         if not isinstance(config, StableDiffusion):
-            raise ValueError(
-                f"{path} holds a StableDiffusion in the layout 'diffusers', which {family!r} is "
-                f"not: choose among {', '.join(presets.SYSTEMS)}, or leave out --family"
-            )
+            raise ValueError(_unlike_kind(path, StableDiffusion, family)) from None
         if isinstance(family, str) and (path / FOLDERS["safety"]).is_dir():
             config = replace(config, safety=presets.SAFETY_CHECKER)
+    else:
+        if family is not None:
+            _agree(config, family, path)
     family = _family(config)
     matched, files = [], []
     for part in parts(config, "diffusers"):
@@ -209,22 +241,95 @@ def _without_averages(
     kept = {
         name: tensor
         for name, tensor in tensors.items()
-        if name not in present and not (name.startswith(ldm.EMA_PREFIX) and name in ldm.BUFFERS)
+        if name not in present and name not in ldm.EMA_BUFFERS
     }
     if ema is False:
         return kept, False
     for average, name in averages.items():
         if average not in present:
             raise ValueError(
-                f"{path} has averaged weights, but none of {name} (it would be called "
-                f"{average}): take the raw weights with --no-ema"
+                f"{path} has averaged weights, but none of {shown(name)} (it would be called "
+                f"{shown(average)}): take the raw weights with --no-ema (in Python ema=False)"
             )
         kept[name] = tensors[average]
     return kept, True
 
 
+def _settings(path: Path, tensors: Tensors) -> tuple[Config, Layout] | None:
+    """What the settings beside the weights of one network say, where there are any."""
+    if not path.is_dir() and not readers.MODEL_FILE.fullmatch(path.name):
+        return None  # what lies beside a file with a name of its own may be about another
+    found = landmark(tensors)
+    if found is not None and found[1] is StableDiffusion:
+        return None  # such a file has none
+    folder = path if path.is_dir() else path.parent
+    choices = [("config.json", lone_config), ("open_clip_config.json", open_clip_config)]
+    if found is not None and found[0] == "openclip":
+        choices.reverse()
+    for name, read in choices:
+        if (folder / name).is_file():
+            config, layout = read(folder / name)
+            # The settings are those of the model, its weights may be in another layout.
+            if found is not None and found[1] is type(config):
+                layout = found[0]
+            return config, layout
+    return None
+
+
+def _agree(said: Config, family: str | Config, path: Path) -> None:
+    """Refuse a family that the settings beside the weights contradict."""
+    wanted = _wanted(family)
+    if type(wanted) is not type(said):
+        raise ValueError(_unlike_kind(path, type(said), family))
+    differences = _unlike(to_json(_plain(wanted)), to_json(_plain(said)))
+    if isinstance(said, TextTower | Clip):  # is about the tokenizer
+        differences = [words for words in differences if not words.split(" ")[0].endswith("pad")]
+    if differences:
+        more = f", and {len(differences) - LISTED} more" if len(differences) > LISTED else ""
+        raise ValueError(
+            f"the settings in {path} are not those of {named(family)}: "
+            f"{', '.join(differences[:LISTED])}{more}. Leave out --family (in Python family), or "
+            "mend the settings"
+        )
+
+
+def _wanted(family: str | Config) -> Config:
+    return FAMILIES[family] if isinstance(family, str) else family
+
+
+def _unlike_kind(path: Path, kind: type[Config], family: str | Config) -> str:
+    names = ", ".join(name for name, value in FAMILIES.items() if type(value) is kind)
+    return (
+        f"{path} holds a {kind.__name__}, which {named(family)} is not: choose among {names}, or "
+        "leave out --family"
+    )
+
+
+def _unlike(wanted: Any, said: Any, where: str = "") -> list[str]:
+    """What differs in two configs as JSON values, in words."""
+    if isinstance(wanted, dict) and isinstance(said, dict):
+        inside = f"{where}." if where else ""
+        return [words for k in wanted for words in _unlike(wanted[k], said[k], f"{inside}{k}")]
+    return [] if wanted == said else [f"{where} is {_short(said)}, not {_short(wanted)}"]
+
+
+def _short(value: Any) -> str:
+    return "there" if isinstance(value, dict) else repr(value)
+
+
 def _family(config: Config) -> str:
-    """The family whose config this is, a safety checker apart."""
-    if isinstance(config, StableDiffusion):
-        config = replace(config, safety=None)
+    """The family whose config this is."""
+    config = _plain(config)
     return next((name for name, value in FAMILIES.items() if value == config), CUSTOM)
+
+
+def _plain(config: Config) -> Config:
+    """A config without what does not tell families apart.
+
+    That is a safety checker, and the depth network's epsilon, of which the hub's files give another
+    value than the network was trained with.
+    """
+    if isinstance(config, StableDiffusion):
+        depth = config.depth and replace(config.depth, layer_norm_epsilon=EPSILON)
+        return replace(config, safety=None, depth=depth)
+    return replace(config, layer_norm_epsilon=EPSILON) if isinstance(config, Depth) else config

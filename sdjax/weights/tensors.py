@@ -19,6 +19,8 @@ import ml_dtypes
 import numpy as np
 from jaxtyping import Array, Shaped
 
+from sdjax.weights.tree import shown
+
 Scalar = bool | int | float | str
 """A value beside the tensors of a checkpoint, such as its `global_step`."""
 
@@ -79,6 +81,7 @@ def file_tensor(
     start: int,
     shape: tuple[int, ...],
     strides: tuple[int, ...] | None = None,
+    check: Callable[[], None] | None = None,
 ) -> LazyTensor:
     """A tensor that lies in `path` from byte `start` on.
 
@@ -89,6 +92,7 @@ def file_tensor(
         shape: of the tensor.
         strides: steps between neighbours along each axis, in numbers and not negative; None for the
             usual order, last axis fastest.
+        check: called before numbers are read; raises an error where the file is damaged.
     """
     if strides is None or 0 in shape:
         count = math.prod(shape)
@@ -96,15 +100,28 @@ def file_tensor(
         count = 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
 
     def read() -> np.ndarray:
-        array = np.fromfile(path, dtype, count, offset=start)
-        if array.size < count:
-            raise ValueError(f"{path} has become shorter since it was opened: open it again")
-        if strides is None or 0 in shape:
-            return array.reshape(shape)
-        steps = [step * dtype.itemsize for step in strides]
-        return np.lib.stride_tricks.as_strided(array, shape, steps)
+        if check is not None:
+            check()
+        return _read(path, dtype, start, count, shape, strides)
 
     return LazyTensor(shape, dtype, read)
+
+
+def _read(
+    path: Path,
+    dtype: np.dtype,
+    start: int,
+    count: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...] | None,
+) -> np.ndarray:
+    array = np.fromfile(path, dtype, count, offset=start)
+    if array.size < count:
+        raise ValueError(f"{path} has become shorter since it was opened: open it again")
+    if strides is None or 0 in shape:
+        return array.reshape(shape)
+    steps = [step * dtype.itemsize for step in strides]
+    return np.lib.stride_tricks.as_strided(array, shape, steps)
 
 
 def write_safetensors(
@@ -112,6 +129,7 @@ def write_safetensors(
     tensors: Mapping[str, LazyTensor | Shaped[np.ndarray | Array, "..."]],
     dtype: Any = None,
     metadata: Mapping[str, str] | None = None,
+    finite: bool = True,
 ) -> None:
     """Write a safetensors file, whole or not at all, with one tensor in memory at a time.
 
@@ -123,6 +141,7 @@ def write_safetensors(
         dtype: what floating-point tensors are cast to, None to keep each as it is. Whole numbers
             and booleans are kept in any case.
         metadata: text by name for the file's header.
+        finite: refuse NaN and inf.
 
     Raises:
         ValueError: a tensor holds NaN or inf, before or after the cast (it is named), or has a type
@@ -142,7 +161,7 @@ def write_safetensors(
         with new.open("xb") as file:
             file.write(_header({n: (tensors[n].shape, stored[n]) for n in order}, metadata))
             for name in order:
-                for chunk in _chunks(name, tensors[name], stored[name]):
+                for chunk in _chunks(name, tensors[name], stored[name], finite):
                     file.write(chunk.tobytes())
         new.replace(path)
     finally:
@@ -153,9 +172,11 @@ def _stored_dtype(name: str, tensor: Any, dtype: Any) -> np.dtype:
     own = np.dtype(tensor.dtype)
     stored = own if dtype is None or not _is_floating(own) else np.dtype(dtype)
     if _is_floating(own) and not _is_floating(stored):
-        raise ValueError(f"{name} is {own.name}, which cannot be stored as {stored.name}")
+        raise ValueError(f"{shown(name)} is {own.name}, which cannot be stored as {stored.name}")
     if stored not in SAFETENSORS_DTYPES.values():
-        raise ValueError(f"{name} is {stored.name}: a safetensors file of weights cannot hold that")
+        raise ValueError(
+            f"{shown(name)} is {stored.name}: a safetensors file of weights cannot hold that"
+        )
     return stored
 
 
@@ -184,25 +205,28 @@ def _header(
     return len(text).to_bytes(8, "little") + text
 
 
-def _chunks(name: str, tensor: Any, dtype: np.dtype) -> Iterator[np.ndarray]:
+def _chunks(name: str, tensor: Any, dtype: np.dtype, finite: bool) -> Iterator[np.ndarray]:
     """The numbers of `tensor` in the usual order, cast and checked, a few at a time."""
     array = np.asarray(tensor)
+    finite = finite and _is_floating(dtype)
     if array.shape != tuple(tensor.shape) or array.dtype != tensor.dtype:
         raise ValueError(
-            f"{name} was announced as {tensor.dtype} {tuple(tensor.shape)} and is "
+            f"{shown(name)} was announced as {tensor.dtype} {tuple(tensor.shape)} and is "
             f"{array.dtype} {array.shape}"
         )
     flags = ("external_loop", "buffered", "zerosize_ok")
     # A buffered iterator flattens any strides without a copy of the whole.
     for buffer in np.nditer(array, flags, order="C", buffersize=CHUNK):
         chunk = np.asarray(buffer)
-        if _is_floating(dtype) and not np.isfinite(chunk).all():
-            raise ValueError(f"{name} holds NaN or inf: the file is damaged or training failed")
+        if finite and not np.isfinite(chunk).all():
+            raise ValueError(
+                f"{shown(name)} holds NaN or inf: the file is damaged or training failed"
+            )
         with np.errstate(over="ignore", under="ignore"):
             cast = chunk.astype(dtype, copy=False)
-        if _is_floating(dtype) and not np.isfinite(cast).all():
+        if finite and not np.isfinite(cast).all():
             raise ValueError(
-                f"{name} reaches {np.abs(chunk).max():.6g}, more than {dtype.name} holds: "
+                f"{shown(name)} reaches {np.abs(chunk).max():.6g}, more than {dtype.name} holds: "
                 "choose bfloat16 or float32"
             )
         yield cast

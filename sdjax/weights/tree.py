@@ -1,5 +1,6 @@
 """Parameter trees as flat dictionaries: {"mid_res_0/conv_1/kernel": array}."""
 
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,15 @@ Params = Mapping[str, Any]
 
 SEPARATOR = "/"
 """Between the names of a path."""
+SHOWN = 100
+"""Characters that a message spends on a name."""
+
+
+def shown(value: Any) -> str:
+    """A name, or a JSON value, from a file for a message: short, control characters escaped."""
+    # Cut first: a name may have any length, a list any depth.
+    text = repr(value[: SHOWN + 1])[1:-1] if isinstance(value, str) else reprlib.repr(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
 def flatten(params: Params) -> dict[str, Any]:
@@ -22,14 +32,16 @@ def flatten(params: Params) -> dict[str, Any]:
     def visit(node: Params, prefix: str) -> None:
         for name, child in node.items():
             if not name or SEPARATOR in name:
-                raise ValueError(f"{prefix!r} has a branch called {name!r}: not a name for a path")
+                raise ValueError(
+                    f"'{shown(prefix)}' has a branch called '{shown(name)}': not a name for a path"
+                )
             path = prefix + name
             if not isinstance(child, Mapping):
                 flat[path] = child
             elif child:
                 visit(child, path + SEPARATOR)
             else:
-                raise ValueError(f"{path!r} is an empty branch: remove it")
+                raise ValueError(f"'{shown(path)}' is an empty branch: remove it")
 
     visit(params, "")
     return flat
@@ -48,8 +60,8 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
         for branch in branches:
             node = node.setdefault(branch, {})
             if not isinstance(node, dict):
-                raise ValueError(f"{path!r}: {branch!r} is both a leaf and a branch")
+                raise ValueError(f"'{shown(path)}': '{shown(branch)}' is both a leaf and a branch")
         if name in node:
-            raise ValueError(f"{path!r} is both a leaf and a branch")
+            raise ValueError(f"'{shown(path)}' is both a leaf and a branch")
         node[name] = leaf
     return tree

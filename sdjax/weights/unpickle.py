@@ -11,7 +11,7 @@ says where its numbers lie.
 import io
 import math
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from sdjax.weights.tensors import MAX_RANK
+from sdjax.weights.tree import shown
 
 STORAGES: dict[str, np.dtype] = {
     "torch.DoubleStorage": np.dtype(np.float64),
@@ -43,6 +44,10 @@ INERT = (
 and its relatives). They become `Inert`: a name without behaviour."""
 
 NOTHING_RAN = "nothing was executed"
+
+MAX_STEPS = 2 * 10**6
+"""Instructions of a pickle, and values that its calls copy; a model with the moving averages and
+its optimizer's state takes some 10**5."""
 
 
 class Refused(ValueError):
@@ -107,12 +112,15 @@ class Builder:
     build: Callable[..., Any]
 
 
-def unpickle(stream: io.BytesIO, path: Path) -> tuple[Any, dict[str, Storage]]:
+def unpickle(
+    stream: io.BytesIO, path: Path, limit: int = MAX_STEPS
+) -> tuple[Any, dict[str, Storage]]:
     """The pickle that starts at the position of `stream`, which is moved behind it.
 
     Args:
         stream: in memory: nothing here bounds what one instruction reads but the stream's end.
         path: of the file, for the messages.
+        limit: steps that it may take; each takes at most a few hundred bytes of memory.
 
     Returns:
         The value, and the storages that it names, by their keys.
@@ -120,98 +128,162 @@ def unpickle(stream: io.BytesIO, path: Path) -> tuple[Any, dict[str, Storage]]:
     Raises:
         ValueError: the pickle is damaged, or asks for anything but plain data and tensors.
     """
-    storages: dict[str, Storage] = {}
+    machine = _Machine(limit)
     try:
-        return _run(stream, storages), storages
+        return machine.run(stream), machine.storages
     except Refused as error:
         raise ValueError(f"{path} {error}") from None
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
         raise ValueError(
-            f"{path} is damaged: its pickle does not make sense ({error}); {NOTHING_RAN}; "
-            "download it again"
+            f"{path} is damaged: its pickle does not make sense ({shown(str(error))}); "
+            f"{NOTHING_RAN}; download it again"
         ) from error
 
 
-def _run(stream: io.BytesIO, storages: dict[str, Storage]) -> Any:
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
+class _Machine:
+    """The stack machine: a method for each kind of instruction, found in `_METHODS`."""
 
-    def pop() -> Any:
-        return stack.pop()
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.steps = 0
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
 
-    def pop_to_mark() -> list[Any]:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
+    def run(self, stream: io.BytesIO) -> Any:
+        for opcode, arg, _ in pickletools.genops(stream):
+            self.spend(1)
+            if opcode.name == "STOP":
+                (value,) = self.stack
+                return value
+            method = _METHODS.get(opcode.name)
+            if method is None:
+                raise Refused(
+                    f"uses the pickle instruction {opcode.name}, which weights do not need: "
+                    f"refused; {NOTHING_RAN}"
+                )
+            method(self, arg)
+        raise ValueError("it has no end")
+
+    def spend(self, steps: int) -> None:
+        """Count, so that a small file cannot become large in memory."""
+        self.steps += steps
+        if self.steps > self.limit:
+            raise Refused(
+                f"has a pickle of more than {self.limit} steps, too many for its size: refused; "
+                f"{NOTHING_RAN}"
+            )
+
+    def ignore(self, arg: Any) -> None:
+        pass
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
+
+    def mark(self, arg: Any) -> None:
+        self.marks.append(len(self.stack))
+
+    def pop_to_mark(self) -> list[Any]:
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
         return items
 
-    for opcode, arg, _ in pickletools.genops(stream):
-        match opcode.name:
-            case "PROTO" | "FRAME":
-                pass
-            case "MARK":
-                marks.append(len(stack))
-            case "STOP":
-                (value,) = stack
-                return value
-            case "NONE" | "NEWTRUE" | "NEWFALSE":
-                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode.name])
-            case name if name in _LITERALS:
-                stack.append(arg)
-            case "EMPTY_TUPLE" | "EMPTY_LIST" | "EMPTY_DICT" | "EMPTY_SET":
-                stack.append(_EMPTY[opcode.name]())
-            case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(reversed([pop() for _ in range(int(opcode.name[-1]))])))
-            case "TUPLE":
-                stack.append(tuple(pop_to_mark()))
-            case "FROZENSET":
-                stack.append(frozenset(_set(pop_to_mark())))
-            case "APPEND" | "APPENDS":
-                items = pop_to_mark() if opcode.name == "APPENDS" else [pop()]
-                _expect(stack[-1], list).extend(items)
-            case "ADDITEMS":
-                items = pop_to_mark()
-                _expect(stack[-1], set).update(_set(items))
-            case "SETITEM" | "SETITEMS":
-                items = pop_to_mark() if opcode.name == "SETITEMS" else [pop(), pop()][::-1]
-                pairs = zip(items[::2], items[1::2], strict=True)
-                _expect(stack[-1], dict).update({_key(key): value for key, value in pairs})
-            case "BINPUT" | "LONG_BINPUT":
-                memo[_expect(arg, int)] = stack[-1]
-            case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            case "BINGET" | "LONG_BINGET":
-                stack.append(memo[_expect(arg, int)])
-            case "GLOBAL":
-                stack.append(_find(_expect(arg, str).replace(" ", ".", 1)))
-            case "STACK_GLOBAL":
-                name, module = _expect(pop(), str), _expect(pop(), str)
-                stack.append(_find(f"{module}.{name}"))
-            case "BINPERSID":
-                storage = _storage(pop())
-                if storages.setdefault(storage.key, storage) != storage:
-                    raise ValueError(f"two descriptions of the storage {_shown(storage.key)}")
-                stack.append(storage)
-            case "REDUCE" | "NEWOBJ":
-                args, function = _expect(pop(), tuple), pop()
-                stack.append(_call(function, args))
-            case "BUILD":
-                state = pop()
-                _set_state(stack[-1], state)
-            case name:
-                raise Refused(
-                    f"uses the pickle instruction {name}, which weights do not need: refused; "
-                    f"{NOTHING_RAN}"
-                )
-    raise ValueError("it has no end")
+    def pop(self, count: int) -> list[Any]:
+        """The last `count` values, the topmost last."""
+        if len(self.stack) < count:
+            raise ValueError("it takes more values than it gave")
+        items = self.stack[-count:]
+        del self.stack[-count:]
+        return items
+
+    def marked_tuple(self, arg: Any) -> None:
+        self.push(tuple(self.pop_to_mark()))
+
+    def frozen_set(self, arg: Any) -> None:
+        self.push(frozenset(_set(self.pop_to_mark())))
+
+    def append(self, items: list[Any]) -> None:
+        _expect(self.stack[-1], list).extend(items)
+
+    def add_items(self, arg: Any) -> None:
+        items = self.pop_to_mark()
+        _expect(self.stack[-1], set).update(_set(items))
+
+    def set_items(self, items: list[Any]) -> None:
+        pairs = zip(items[::2], items[1::2], strict=True)
+        _expect(self.stack[-1], dict).update({_key(key): value for key, value in pairs})
+
+    def put(self, place: Any) -> None:
+        self.memo[_expect(place, int)] = self.stack[-1]
+
+    def memoize(self, arg: Any) -> None:
+        self.put(len(self.memo))
+
+    def get(self, place: Any) -> None:
+        self.push(self.memo[_expect(place, int)])
+
+    def find(self, name: Any) -> None:
+        self.push(_find(_expect(name, str).replace(" ", ".", 1)))
+
+    def find_on_stack(self, arg: Any) -> None:
+        module, name = (_expect(word, str) for word in self.pop(2))
+        self.spend(len(module) + len(name))  # a new text of both, whose parts may be shared
+        self.push(_find(f"{module}.{name}"))
+
+    def storage(self, arg: Any) -> None:
+        storage = _storage(*self.pop(1))
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise ValueError(f"two descriptions of the storage '{shown(storage.key)}'")
+        self.push(storage)
+
+    def call(self, arg: Any) -> None:
+        function, args = self.pop(2)
+        # Builders copy, and what they are given may be shared.
+        self.spend(sum(len(a) for a in _expect(args, tuple) if isinstance(a, Sized)))
+        self.push(_call(function, args))
+
+    def build(self, arg: Any) -> None:
+        (state,) = self.pop(1)
+        _set_state(self.stack[-1], state)
 
 
-_LITERALS = frozenset(
+_LITERALS = (
     "BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT BINUNICODE SHORT_BINUNICODE BINUNICODE8 "
     "BINBYTES SHORT_BINBYTES BINBYTES8 BINSTRING SHORT_BINSTRING".split()
 )
-_EMPTY = {"EMPTY_TUPLE": tuple, "EMPTY_LIST": list, "EMPTY_DICT": dict, "EMPTY_SET": set}
+_METHODS: dict[str, Callable[[_Machine, Any], None]] = {
+    **dict.fromkeys(("PROTO", "FRAME"), _Machine.ignore),
+    **dict.fromkeys(_LITERALS, _Machine.push),
+    "MARK": _Machine.mark,
+    "NONE": lambda machine, _: machine.push(None),
+    "NEWTRUE": lambda machine, _: machine.push(True),
+    "NEWFALSE": lambda machine, _: machine.push(False),
+    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
+    "EMPTY_LIST": lambda machine, _: machine.push([]),
+    "EMPTY_DICT": lambda machine, _: machine.push({}),
+    "EMPTY_SET": lambda machine, _: machine.push(set()),
+    "TUPLE1": lambda machine, _: machine.push(tuple(machine.pop(1))),
+    "TUPLE2": lambda machine, _: machine.push(tuple(machine.pop(2))),
+    "TUPLE3": lambda machine, _: machine.push(tuple(machine.pop(3))),
+    "TUPLE": _Machine.marked_tuple,
+    "FROZENSET": _Machine.frozen_set,
+    "APPEND": lambda machine, _: machine.append(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
+    "ADDITEMS": _Machine.add_items,
+    "SETITEM": lambda machine, _: machine.set_items(machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.put),
+    "MEMOIZE": _Machine.memoize,
+    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.get),
+    "GLOBAL": _Machine.find,
+    "STACK_GLOBAL": _Machine.find_on_stack,
+    "BINPERSID": _Machine.storage,
+    **dict.fromkeys(("REDUCE", "NEWOBJ"), _Machine.call),
+    "BUILD": _Machine.build,
+}
+"""The instructions that weights need."""
 
 
 def _find(name: str) -> Any:
@@ -229,7 +301,7 @@ def _find(name: str) -> Any:
 
 def _refuse(name: str) -> NoReturn:
     raise Refused(
-        f"asks for {_shown(name)[1:-1]}: refused; {NOTHING_RAN}. Weights need tensors and plain "
+        f"asks for {shown(name)}: refused; {NOTHING_RAN}. Weights need tensors and plain "
         "containers only: get the file as safetensors, or save its state_dict() alone"
     )
 
@@ -251,7 +323,7 @@ def _set_state(target: Any, state: Any) -> None:
     elif isinstance(target, np.dtype):
         # (version, byte order, ...): numbers in a pickle are little-endian, or single bytes.
         if _expect(state, tuple)[1] not in ("<", "|"):
-            raise ValueError(f"a number type with the byte order {_shown(state[1])}")
+            raise ValueError(f"a number type with the byte order {_words(state[1])}")
     elif not isinstance(target, dict | Inert):  # of an OrderedDict: versions, not needed
         raise Refused(f"sets attributes of a {type(target).__name__}: refused; {NOTHING_RAN}")
 
@@ -262,9 +334,9 @@ def _expect(value: Any, kind: type) -> Any:
     return value
 
 
-def _shown(value: Any) -> str:
-    """A few words for a message: without control characters, and not the inside of containers."""
-    return repr(value[:100]) if isinstance(value, str) else f"a {type(value).__name__}"
+def _words(value: Any) -> str:
+    """A few words for a message, and not the inside of containers."""
+    return f"'{shown(value)}'" if isinstance(value, str) else f"a {type(value).__name__}"
 
 
 def _key(value: Any) -> Any:
@@ -278,13 +350,13 @@ def _storage(identity: Any) -> Storage:
     """A storage from ("storage", type, key, device, numel); before torch 1.6 also a view, None."""
     tag, kind, key, _device, numel, *view = _expect(identity, tuple)
     if tag != "storage" or not isinstance(kind, StorageType) or view not in ([], [None]):
-        raise ValueError(f"a persistent id that begins with {_shown(tag)} and is no storage")
+        raise ValueError(f"a persistent id that begins with {_words(tag)} and is no storage")
     return Storage(_expect(key, str), kind.dtype, _size(numel))
 
 
 def _size(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{_shown(value)} where a size belongs")
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{_words(value)} where a size belongs")
     return value
 
 
@@ -322,13 +394,13 @@ def _set(items: Any) -> set[Any]:
 
 def _encode(text: Any, encoding: Any) -> bytes:
     if encoding != "latin1":
-        raise ValueError(f"bytes in the encoding {_shown(encoding)}")
+        raise ValueError(f"bytes in the encoding {_words(encoding)}")
     return _expect(text, str).encode("latin1")
 
 
 def _numpy_dtype(code: Any, *_: Any) -> np.dtype:
     if code not in ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "b1"):
-        raise ValueError(f"the number type {_shown(code)}")
+        raise ValueError(f"the number type {_words(code)}")
     return np.dtype(code)
 
 

@@ -112,10 +112,10 @@ def test_both_layouts_lead_to_the_same_parameters():
     """Name by name, with the verified map between the two layouts."""
     theirs = golden("keymaps/dpt_hybrid_hf_from_midas")["map"]
     paths = flatten(depth_shapes(presets.DPT_HYBRID))
-    midas = names(paths, depth_table(presets.DPT_HYBRID, "midas"))
+    midas = names(paths, depth_table("midas"))
     origin = {path: (name, rule) for name, parts in midas.items() for path, rule in parts}
     third = presets.DPT_HYBRID.dim
-    for name, [(path, _)] in names(paths, depth_table(presets.DPT_HYBRID)).items():
+    for name, [(path, _)] in names(paths, depth_table("transformers")).items():
         source, rule = origin[path]
         rows = f"rows[{rule.part * third}:{(rule.part + 1) * third}]" if rule.parts > 1 else None
         assert theirs[name] == [source, rows]
@@ -123,7 +123,7 @@ def test_both_layouts_lead_to_the_same_parameters():
 
 @pytest.mark.parametrize("layout", ["transformers", "midas"])
 def test_a_checkpoint_survives_the_way_there_and_back(layout):
-    table, shapes = depth_table(tiny.DEPTH, layout), depth_shapes(tiny.DEPTH)
+    table, shapes = depth_table(layout), depth_shapes(tiny.DEPTH)
     file = export(params(), table)
     again = flatten(convert(file, table, shapes))
     for path, leaf in flatten(params()).items():
@@ -131,7 +131,7 @@ def test_a_checkpoint_survives_the_way_there_and_back(layout):
 
 
 def test_only_what_is_known_to_be_unused_is_dropped():
-    table, shapes = depth_table(tiny.DEPTH), depth_shapes(tiny.DEPTH)
+    table, shapes = depth_table("transformers"), depth_shapes(tiny.DEPTH)
     file = export(params(), table)
     extra = {"dpt.layernorm.weight": np.ones(32, np.float32)}
     convert({**file, **extra}, table, shapes)

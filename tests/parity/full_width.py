@@ -214,7 +214,7 @@ def dpt_hybrid() -> Component:
     return Component(
         build,
         lambda module: module(image).predicted_depth,
-        depth.depth_table(config, "transformers"),
+        depth.depth_table("transformers"),
         depth.depth_shapes(config),
         network,
     )

@@ -81,7 +81,7 @@ def test_safety_checker():
 def test_depth_of_transformers():
     module = tiny_torch.depth()
     config = foreign.transformers_depth(module.config.to_dict())
-    table = depth.depth_table(config, "transformers")
+    table = depth.depth_table("transformers")
     # The last norm of the transformer is run, but nothing reads it.
     check("depth", module, table, depth.depth_shapes(config), allowed=["dpt.layernorm"])
 
@@ -90,6 +90,6 @@ def test_depth_of_midas():
     """MiDaS builds on timm's network of this name; its file is what the weights come from."""
     with torch.device("meta"):
         module = timm.create_model("vit_base_r50_s16_384")
-    table = depth.depth_table(presets.DPT_HYBRID, "midas")
+    table = depth.depth_table("midas")
     shapes = depth.depth_shapes(presets.DPT_HYBRID)
     check("depth", module, table, shapes, "pretrained.model.", allowed=["norm"])

@@ -149,7 +149,7 @@ def test_depth(size):
     neck = theirs.neck.forward
     theirs.neck.forward = lambda maps, *_: neck(maps, height // 16, width // 16)
     config = transformers_depth(theirs.config.to_dict())
-    table = depth_table(config, "transformers")
+    table = depth_table("transformers")
     params = convert(tensors(theirs), table, depth_shapes(config))
     pixels = noise(3, 3, height, width)
 

@@ -1,5 +1,6 @@
 """CLIP ranks captions and images, alike however they come; its folder becomes the same CLIP."""
 
+import io
 import json
 import shutil
 
@@ -193,3 +194,17 @@ def test_the_bundled_clip_knows_held_out_drawings():
     cosines = clip.cosines(data.images[:32], captions)
     assert (cosines.argmax(1) == np.arange(32)).mean() > 0.6
     assert (cosines.argmax(0) == np.arange(32)).mean() > 0.6
+
+
+def test_a_picture_cut_anywhere_is_one_error(tmp_path):
+    whole = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    Image.fromarray(noise).save(whole, "png")
+    data, path = whole.getvalue(), tmp_path / "cut.png"
+    for size in range(0, len(data) // 2, 5):
+        for tail in (b"", b"\xff" * 30):  # the second breaks a chunk: Pillow's SyntaxError
+            path.write_bytes(data[:size] + tail)
+            with pytest.raises(ValueError, match="cut.png is damaged or no image"):
+                read_picture(path)
+    with pytest.raises(FileNotFoundError, match="no image file"):
+        read_picture(300 * "a")

@@ -111,7 +111,7 @@ def test_a_damaged_file(folder):
     with pytest.raises(ValueError, match=r"unet\.safetensors is not the file that was saved"):
         load(folder)
     (folder / "model.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="no valid JSON"):
         load(folder)
 
 

@@ -61,3 +61,18 @@ def test_what_is_wrong_is_named(cls, data, words):
 def test_only_configs_become_json():
     with pytest.raises(ValueError, match="to_json takes a config"):
         to_json({"a": 1})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("heads", 0, r"heads 0 must be in \[1, 1048576\]"),
+        ("layers", 10**7, r"layers 10000000 must be in \[1, 200\]"),
+        ("dim", 2**40, "dim 1099511627776 must be in"),
+        ("skip_layers", -1, r"skip_layers -1 must be in \[0"),
+    ],
+)
+def test_sizes_that_no_network_has_are_refused(field, value, message):
+    stored = to_json(presets.CLIP_L_TEXT) | {field: value}
+    with pytest.raises(ValueError, match=message):
+        from_json(type(presets.CLIP_L_TEXT), stored)

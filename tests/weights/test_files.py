@@ -7,8 +7,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from sdjax.weights import files
-from sdjax.weights.files import load_model, save_model
+from sdjax.weights.files import load_model, open_unused, save_model
 from sdjax.weights.readers import open_tensors
+from sdjax.weights.stored import stored_config
 from sdjax.weights.tree import flatten
 
 GENERATOR = np.random.default_rng(0)
@@ -215,5 +216,47 @@ def test_a_model_json_that_cannot_be_read_says_why(saved):
     with pytest.raises(ValueError, match="names no format_version"):
         load_model(saved)
     (saved / "model.json").write_text("{")
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(ValueError, match="no valid JSON"):
         load_model(saved)
+    for text in ('{"a":' * 10**5, '{"format_version": 1, "format_version": 1}'):
+        (saved / "model.json").write_text(text)
+        with pytest.raises(ValueError, match="no valid JSON"):
+            load_model(saved)
+
+
+def test_unused_tensors_are_kept_as_they_are_and_have_a_hash(tmp_path):
+    unused = {"betas": np.array([np.inf, np.nan, 1.0], np.float32)}
+    save_file(unused, tmp_path / "betas")
+    save_model(
+        tmp_path / "m", COMPONENTS, MODEL, "float16", unused=open_tensors(tmp_path / "betas")
+    )
+    assert load_model(tmp_path / "m")[0].keys() == COMPONENTS.keys()
+    found = open_unused(tmp_path / "m")
+    np.testing.assert_array_equal(found["betas"], unused["betas"], strict=True)
+    path = tmp_path / "m" / files.UNUSED_FILE
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="unused.safetensors is not the file that was saved"):
+        open_unused(tmp_path / "m")
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="lacks the file unused.safetensors"):
+        open_unused(tmp_path / "m")
+
+
+def test_saving_without_unused_tensors_forgets_their_hash(tmp_path):
+    save_file({"betas": np.ones(3, np.float32)}, tmp_path / "betas")
+    save_model(tmp_path / "m", COMPONENTS, MODEL, unused=open_tensors(tmp_path / "betas"))
+    components, model = load_model(tmp_path / "m")
+    save_model(tmp_path / "m", components, model)
+    assert open_unused(tmp_path / "m") == {}
+    save_file({"betas": np.ones(3, np.float32)}, tmp_path / "m" / files.UNUSED_FILE)
+    with pytest.raises(ValueError, match="is not the file that was saved"):
+        open_unused(tmp_path / "m")
+
+
+@pytest.mark.parametrize("kind", [["clip"], {"clip": 1}, None, "\x1b[2J"])
+def test_an_unknown_kind_is_told(kind):
+    with pytest.raises(ValueError, match="which this sdjax does not know") as error:
+        stored_config({"kind": kind, "config": {}}, "model")
+    assert "\x1b" not in str(error.value)

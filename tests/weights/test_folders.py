@@ -234,8 +234,10 @@ def test_early_folders_say_32_and_mean_64(version, size, image_size, tmp_path):
     ("file", "content", "words"),
     [
         ("vae/config.json", None, "vae/config.json is missing"),
-        ("vae/config.json", "{", "not valid JSON"),
-        ("vae/config.json", "[]", "holds no settings, but list"),
+        ("vae/config.json", "{", "no valid JSON"),
+        ("vae/config.json", "[]", "no valid JSON"),
+        ("vae/config.json", '{"a": ' * 100_000, "no valid JSON"),
+        ("vae/config.json", '{"act_fn": "silu", "act_fn": "relu"}', "occurs twice"),
         ("unet/config.json", '{"sample_size": [64, 64]}', "sample_size is"),
         ("unet/config.json", '{"addition_embed_type": "text_time"}', "addition_embed_type"),
     ],
@@ -244,7 +246,7 @@ def test_a_broken_folder(file, content, words, tmp_path):
     write(tmp_path, system(SD1_4_UNET, VAE, SD1_4_TEXT, PNDM_0_4))
     if content is None:
         (tmp_path / file).unlink()
-    elif content.startswith('{"'):
+    elif file == "unet/config.json":
         (tmp_path / file).write_text(json.dumps(SD1_4_UNET | json.loads(content)))
     else:
         (tmp_path / file).write_text(content)

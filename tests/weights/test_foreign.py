@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import foreign_ldm
 import pytest
 from golden_rule import golden
 
@@ -57,13 +58,13 @@ def test_diffusers_autoencoder():
 @pytest.mark.parametrize("name", ORIGINALS)
 def test_original_yaml(name):
     config, want = LDM[name], ORIGINALS[name]
-    assert foreign.ldm_unet(without_class(config["unet_config"])) == want.unet
+    assert foreign_ldm.ldm_unet(without_class(config["unet_config"])) == want.unet
     autoencoder = without_class(config["first_stage_config"])
-    assert foreign.ldm_autoencoder(autoencoder, config["scale_factor"]) == want.autoencoder
-    assert foreign.ldm_schedule(config) == want.schedule
+    assert foreign_ldm.ldm_autoencoder(autoencoder, config["scale_factor"]) == want.autoencoder
+    assert foreign_ldm.ldm_schedule(config) == want.schedule
     noise = config.get("noise_aug_config", config.get("low_scale_config"))
     if noise is not None:
-        assert foreign.ldm_schedule(noise["noise_schedule_config"]) == want.condition_noise
+        assert foreign_ldm.ldm_schedule(noise["noise_schedule_config"]) == want.condition_noise
 
 
 def test_transformers_towers():
@@ -123,8 +124,8 @@ def test_safety_checker_and_depth_estimator():
 
 
 def test_original_clips():
-    assert foreign.openai_clip(HUB["clip_vitb32_openai"]) == presets.CLIP_B_32
-    assert foreign.openai_clip(HUB["clip_vitl14_openai"]) == presets.CLIP_L_14
+    assert foreign_ldm.openai_clip(HUB["clip_vitb32_openai"]) == presets.CLIP_B_32
+    assert foreign_ldm.openai_clip(HUB["clip_vitl14_openai"]) == presets.CLIP_L_14
     assert foreign.open_clip(HUB["openclip_vith14_openclip"]) == presets.OPENCLIP_H_14
     l_14 = HUB["openclip_vitl14_openclip"]
     assert foreign.open_clip({**l_14, "quick_gelu": True}) == presets.CLIP_L_14
@@ -207,11 +208,22 @@ REFUSED = [
     (*VAE, {"scaling_factor": 0}, "scaling_factor"),
     (*IMAGE, {"hidden_act": "silu"}, "hidden_act is 'silu'; sdjax supports quick_gelu or gelu"),
     (*IMAGE, {"layer_norm_eps": 1e-6}, "layer_norm_eps"),
+    (*IMAGE, {"num_hidden_layers": 10**7}, r"layers 10000000 must be in \[1, 200\]"),
+    (*IMAGE, {"hidden_size": 4 * 10**30}, "dim 4000.* must be in"),
+    (*IMAGE, {"num_attention_heads": 0}, "num_attention_heads is 0"),
+    (*VAE, {"scaling_factor": float("nan")}, "scaling_factor is nan"),
+    (*VAE, {"scaling_factor": float("inf")}, "scaling_factor is inf"),
+    (*VAE, {"\x1b[2J" + "a" * 10**5: 1}, r"AutoencoderKL: \\x1b.{3}a{80,100}\.\.\. is 1"),
     (*DEPTH, {"is_hybrid": False}, "is_hybrid"),
     (*DEPTH, {"readout_type": "add"}, "readout_type"),
     (*DEPTH, {"use_bias_in_fusion_residual": False}, "use_bias"),
     (*DEPTH, {"neck_hidden_sizes": [96, 192, 768, 768]}, "neck_hidden_sizes"),
-    (foreign.openai_clip, "clip_vitl14_openai", {"vision_layers": [3, 4, 6, 3]}, "vision_layers"),
+    (
+        foreign_ldm.openai_clip,
+        "clip_vitl14_openai",
+        {"vision_layers": [3, 4, 6, 3]},
+        "vision_layers",
+    ),
     (foreign.open_clip, "openclip_vith14_openclip", {"custom_text": True}, "custom_text"),
     (foreign.open_clip, "openclip_vith14_openclip", {"vision_cfg": {"width": 100}}, "head_width"),
 ]
@@ -225,7 +237,7 @@ def test_what_changes_the_network_is_refused(read, name, changes, message):
 
 def test_a_list_is_no_config():
     with pytest.raises(ValueError, match="expected a dictionary of settings"):
-        foreign.ldm_autoencoder({"ddconfig": ["ch", 128]}, 1.0)
+        foreign_ldm.ldm_autoencoder({"ddconfig": ["ch", 128]}, 1.0)
     with pytest.raises(ValueError, match="text_config is 'any'; sdjax supports a dictionary"):
         foreign.transformers_clip({"text_config": "any"}, pad="zero")
 
@@ -261,7 +273,7 @@ def test_an_unknown_schedule_is_refused(changes, message):
 def test_an_unknown_original_unet_is_refused(changes, message):
     config = without_class(LDM["sd1"]["unet_config"])
     with pytest.raises(ValueError, match=message):
-        foreign.ldm_unet({**config, **changes})
+        foreign_ldm.ldm_unet({**config, **changes})
 
 
 @pytest.mark.parametrize(
@@ -276,4 +288,4 @@ def test_an_unknown_original_autoencoder_is_refused(changes, message):
     config = without_class(LDM["sd1"]["first_stage_config"])
     config = {**config, "ddconfig": {**config["ddconfig"], **changes}}
     with pytest.raises(ValueError, match=message):
-        foreign.ldm_autoencoder(config, 0.18215)
+        foreign_ldm.ldm_autoencoder(config, 0.18215)

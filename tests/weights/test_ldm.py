@@ -116,3 +116,24 @@ def test_no_weight_is_taken_for_a_buffer():
     assert len(set(ldm.BUFFERS)) == len(ldm.BUFFERS) == 12 + 8 + 8 + 2
     prefixes = (ldm.UNET_PREFIX, ldm.AUTOENCODER_PREFIX)
     assert not any(name.startswith(prefixes) for name in ldm.BUFFERS)
+
+
+def test_a_buffer_has_one_number_or_one_for_each_timestep():
+    assert ldm.is_buffer("betas", (1000,)) and ldm.is_buffer("model_ema.decay", ())
+    assert not ldm.is_buffer("betas", (1000, 1000))
+    assert not ldm.is_buffer("gammas", (1000,))
+
+
+def test_an_autoencoder_comes_with_the_loss_of_its_training():
+    table, shapes = ldm.autoencoder_table(KL_LIKE), stable_diffusion.autoencoder_shapes(KL_LIKE)
+    file = export(sample(shapes), table)
+    extra = (
+        "loss.logvar",
+        "loss.perceptual_loss.net.slice5.28.bias",
+        "loss.discriminator.main.3.num_batches_tracked",
+        "model_ema.decay",
+        "model_ema.num_updates",
+    )
+    convert(file | dict.fromkeys(extra, np.zeros(1)), table, shapes)
+    with pytest.raises(ValueError, match=r"left over, 1: loss\.other"):
+        convert(file | {"loss.other": np.zeros(1)}, table, shapes)

@@ -92,6 +92,33 @@ def test_a_training_checkpoint_gives_its_weights_and_its_numbers(tmp_path, write
     }
 
 
+@pytest.mark.parametrize("wrapper", ["model", "module", "model_state_dict", "params_ema", "params"])
+def test_the_weights_of_a_training_are_found(tmp_path, wrapper):
+    parallel = {f"module.{name}": array for name, array in VIEWS.items()}
+    got = open_checkpoint(write_zip(tmp_path / "model.pt", {wrapper: parallel, "epoch": 3}))
+    assert_same(got.tensors, VIEWS)
+    assert got.scalars == {"epoch": 3}
+
+
+def test_an_empty_wrapper_hides_no_tensors_and_none_is_skipped(tmp_path):
+    state = {"state_dict": {}, "params": VIEWS | {"bias": None}}
+    assert_same(open_tensors(write_zip(tmp_path / "a.pt", state)), VIEWS)
+    with pytest.raises(ValueError, match="holds a dict under 'model' where a tensor belongs"):
+        open_tensors(write_zip(tmp_path / "b.pt", {"a": BASE, "model": {}}))
+
+
+def test_a_flipped_bit_is_found_when_the_numbers_are_read(tmp_path):
+    path = write_zip(tmp_path / "model.pt", {"a": BASE[:2], "b": BASE[2:], "c": VIEWS["reordered"]})
+    data = bytearray(path.read_bytes())
+    data[data.index(BASE.tobytes()) + 3] ^= 1
+    path.write_bytes(data)
+    tensors = open_tensors(path)
+    np.testing.assert_array_equal(np.asarray(tensors["c"]), VIEWS["reordered"])
+    for name in ("a", "b"):  # of one storage, which is damaged
+        with pytest.raises(ValueError, match="is damaged: 'archive/data/0' has the checksum"):
+            np.asarray(tensors[name])
+
+
 def test_a_tuple_of_tensors_is_numbered(tmp_path):
     path = write_legacy(tmp_path / "ViT-L-14_stats.th", (BASE[0], BASE[1]))
     assert_same(open_tensors(path), {"0": BASE[0], "1": BASE[1]})

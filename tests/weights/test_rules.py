@@ -108,6 +108,18 @@ def test_listed_extras_are_dropped():
     convert({**source(), "blocks.7.ids": np.arange(3)}, TABLE, EXPECTED)
 
 
+@pytest.mark.parametrize("number", ["00", "07", "\u0663", "1" * 30])
+def test_only_plain_numbers_are_numbers(number):
+    with pytest.raises(ValueError, match="left over, 1"):
+        convert({**source(), f"blocks.{number}.ids": np.arange(3)}, TABLE, EXPECTED)
+
+
+def test_names_of_a_file_are_shown_short_and_escaped():
+    with pytest.raises(ValueError, match=r"left over, 1: \\x1b\[2Jaa") as error:
+        convert({**source(), "\x1b[2J" + "a" * 10**5: np.arange(3)}, TABLE, EXPECTED)
+    assert "\x1b" not in str(error.value) and len(str(error.value)) < 200
+
+
 def test_one_error_lists_all_that_is_wrong():
     tensors = source()
     del tensors["blocks.0.norm.bias"]

@@ -1,0 +1,150 @@
+"""Tiny models of every published kind, and checkpoints that hold them, made by the hash rule."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import tiny_models
+from golden_rule import weight
+from safetensors.numpy import load_file, save_file
+
+from sdjax import config, presets
+from sdjax.config import Config, StableDiffusion
+from sdjax.weights import ldm
+from sdjax.weights.folders import weights_name
+from sdjax.weights.layouts import Layout, parts
+from sdjax.weights.rules import listing
+
+CLIP_TEXT = replace(tiny_models.text_tower(40, 9), layers=2, activation="quick_gelu")
+TEXT = replace(CLIP_TEXT, projection_dim=None)
+OPENCLIP_TEXT = replace(TEXT, activation="gelu", pad="zero")
+IMAGE = replace(tiny_models.IMAGE_TOWER, layers=2)
+CLIP = config.Clip(replace(CLIP_TEXT, pad="zero"), replace(IMAGE, activation="quick_gelu"))
+AUTOENCODER = replace(tiny_models.AUTOENCODER, channels=(16, 32), patch=1)
+UNET = replace(tiny_models.UNET, vector_dim=None, attention=(True, False), projection="conv")
+LINEAR_UNET = replace(UNET, projection="linear")
+DEPTH = replace(tiny_models.DEPTH, layers=3, taps=(1, 2))
+SAFETY = config.SafetyChecker(IMAGE, concepts=17, special_concepts=3)
+
+SD1 = StableDiffusion(TEXT, AUTOENCODER, UNET, presets.SD_SCHEDULE, image_size=16)
+SD2 = replace(SD1, text=OPENCLIP_TEXT, unet=LINEAR_UNET)
+
+SYSTEMS: dict[str, StableDiffusion] = {
+    "sd1": SD1,
+    "sd1-safety": replace(SD1, safety=SAFETY),
+    "sd1-inpainting": replace(
+        SD1, unet=replace(UNET, in_channels=9), conditioning="inpainting", safety=SAFETY
+    ),
+    "sd2": SD2,
+    "sd2-depth": replace(
+        SD2,
+        unet=replace(LINEAR_UNET, in_channels=5),
+        conditioning="depth",
+        depth=DEPTH,
+    ),
+    "sd2-upscaler": replace(
+        SD2,
+        unet=replace(LINEAR_UNET, in_channels=7, labels=10, cross_only=(True, False)),
+        schedule=presets.X4_SCHEDULE,
+        conditioning="low-res",
+        condition_noise=presets.X4_LOW_RES_SCHEDULE,
+    ),
+    "sd2-unclip": replace(
+        SD2,
+        unet=replace(LINEAR_UNET, vector_dim=32),
+        conditioning="image",
+        image=IMAGE,
+        condition_noise=presets.UNCLIP_IMAGE_SCHEDULE,
+    ),
+}
+
+NETWORKS: dict[str, tuple[Config, tuple[Layout, ...]]] = {
+    "unet": (UNET, ("diffusers", "single-file")),
+    "autoencoder": (AUTOENCODER, ("diffusers", "single-file")),
+    "text": (TEXT, ("transformers",)),
+    "text-projection": (CLIP_TEXT, ("transformers",)),
+    "image": (IMAGE, ("transformers",)),
+    "clip": (CLIP, ("transformers", "openclip")),
+    "depth": (DEPTH, ("transformers", "midas")),
+    "safety": (SAFETY, ("transformers",)),
+    "statistics": (config.ImageStatistics(16), ("diffusers",)),
+}
+
+MODELS: dict[str, tuple[Config, Layout]] = {
+    **{f"{name} {layout}": (c, layout) for name, (c, both) in NETWORKS.items() for layout in both},
+    **{f"{name} diffusers": (system, "diffusers") for name, system in SYSTEMS.items()},
+    # A single file has no place for a safety checker.
+    **{
+        f"{name} single-file": (replace(system, safety=None), "single-file")
+        for name, system in SYSTEMS.items()
+        if name != "sd1-safety"
+    },
+}
+"""Every kind of model in every layout it is published in."""
+
+
+def checkpoint(model: Config, layout: Layout) -> dict[str, dict[str, np.ndarray]]:
+    """{place of the part: {name: array}}; with what files carry beside the model."""
+    found = {}
+    for part in parts(model, layout):
+        shapes = listing(part.shapes, part.table)
+        tensors = {n: np.asarray(weight(part.place + n, list(s))) for n, s in shapes.items()}
+        for pattern in part.table.drop:
+            name = pattern.format(i=0, j=1, k=2)
+            integer = name.endswith("position_ids") or name in ("vocab_size", "context_length")
+            tensors[name] = np.arange(9)[None] if integer else weight(name, [3, 2])
+        found[part.place] = tensors
+    if isinstance(model, StableDiffusion) and layout == "single-file":
+        buffers = [name for name in ldm.BUFFERS if not name.startswith(ldm.EMA_PREFIX)]
+        found[""] = {name: weight(name, [5]) for name in buffers}
+    return found
+
+
+def flat(places: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Full names, as in a single file."""
+    return {place + name: array for place, part in places.items() for name, array in part.items()}
+
+
+def write(model: Config, layout: Layout, tensors: dict[str, np.ndarray], path: Path) -> Path:
+    """Tensors by full name to a single file, or to a folder of diffusers without its settings."""
+    if not (isinstance(model, StableDiffusion) and layout == "diffusers"):
+        file = path.with_suffix(".safetensors")
+        save_file(tensors, file)
+        return file
+    for part in parts(model, layout):
+        inside = {
+            name.removeprefix(part.place): array
+            for name, array in tensors.items()
+            if name.startswith(part.place)
+        }
+        (path / part.place).mkdir(parents=True)
+        save_file(inside, path / part.place / weights_name(model, part.place))
+    return path
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+    """What `write` wrote."""
+    if path.is_file():
+        return load_file(path)
+    files = sorted(path.rglob("*.safetensors"))
+    assert files
+    return {
+        (f"{file.parent.name}/" if file.parent != path else "") + name: array
+        for file in files
+        for name, array in load_file(file).items()
+    }
+
+
+def entries(folder: Path) -> dict[str, bytes | None]:
+    """Everything below a folder, hidden files too."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
+
+
+def assert_bit_equal(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, array in wanted.items():
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape), name
+        assert found[name].tobytes() == array.tobytes(), name
