@@ -199,6 +199,7 @@ def _is_image_name(item: str) -> bool:
 def _models(args: argparse.Namespace) -> None:
     from sdjax.catalog import catalog, table
 
+    print("counting parameters ...", file=sys.stderr, flush=True)
     models = catalog()
     print(json.dumps(models, indent=2, ensure_ascii=False) if args.json else table(models))
 

@@ -15,6 +15,8 @@ from sdjax.nn.functional import Params
 from sdjax.weights.conversion import describe
 from sdjax.weights.files import MODEL_FILE, load_model, to_params
 from sdjax.weights.hub import REPOSITORY, hub_folder
+from sdjax.weights.readers import SUFFIXES
+from sdjax.weights.recognize import FAMILIES
 from sdjax.weights.sources import open_source
 from sdjax.weights.stored import NO_STATISTICS, check_components, lacks_statistics, stored_config
 
@@ -49,6 +51,13 @@ def find_model(model: str | os.PathLike[str]) -> Path:
         return path
     if isinstance(model, str) and REPOSITORY.fullmatch(model):
         return hub_folder(model)
+    if path.suffix in SUFFIXES:
+        raise FileNotFoundError(f"no file {path.absolute()}")
+    if str(model) in FAMILIES:
+        raise FileNotFoundError(
+            f"{model} is a family of models, whose weights do not come with sdjax: give their file "
+            "or folder, or their name on the hub (`sdjax models` lists some)"
+        )
     raise FileNotFoundError(
         f"no model {str(model)!r}: it is neither a bundled model ({', '.join(bundled_models())}), "
         'nor a file or folder, nor a name on the hub like "owner/model"'

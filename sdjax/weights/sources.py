@@ -4,6 +4,7 @@
 checkpoint of any size can be looked into, and converted with one tensor in memory at a time.
 """
 
+import difflib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -124,7 +125,9 @@ def open_source(
     """
     path = Path(path)
     if isinstance(family, str) and family not in FAMILIES:
-        raise ValueError(f"unknown family {family!r}: choose among {', '.join(FAMILIES)}")
+        near = difflib.get_close_matches(family, FAMILIES, n=1)
+        meant = f"did you mean {near[0]!r}? All names: " if near else "choose among "
+        raise ValueError(f"unknown family {family!r}: {meant}{', '.join(FAMILIES)}")
     if (path / MODEL_FILE).is_file():
         raise ValueError(f"{path} is converted already: it has a {MODEL_FILE}")
     if (path / "model_index.json").is_file() or (path / "unet").is_dir():
