@@ -101,7 +101,8 @@ def call(
         keys: one per image.
         prediction: what the network predicts; static.
         limits: see `Limits`.
-        eps_from_clipped: compute eps from the limited x0, so that both agree; static.
+        eps_from_clipped: compute eps from the limited x0, so that both agree; static. Samplers that
+            walk along eps alone (euler, heun, lms, plms, deis, ...) feel the limits only so.
     """
     x = state[0]
     result = denoise(x, jnp.full((x.shape[0],), info.timestep, jnp.float32))
@@ -122,7 +123,9 @@ def call(
     inputs = jnp.concatenate([state, jnp.stack([x0, eps, noise])])
     # In full precision: an accelerator's default would round the latents at every step.
     state = jnp.einsum("si,i...->s...", info.state, inputs, precision="highest")
-    return state, Trajectory(x, x0, eps, tuple(opinion(part)[1] for part in parts))
+    return state, Trajectory(
+        x, x0, eps, tuple(opinion(part[..., : x.shape[-1]])[1] for part in parts)
+    )
 
 
 def walk(

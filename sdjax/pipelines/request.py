@@ -107,7 +107,7 @@ class Request:
         )
 
     def recipes(self) -> list[dict[str, Any]]:
-        """What is written into each image: the arguments that draw it again."""
+        """What is written into each image: the arguments but `latents` and `image`."""
         settings: dict[str, Any] = {
             "negative": self.negative,
             "steps": self.steps,
