@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
-from sdjax.config import LARGEST
+from sdjax.config.checks import LARGEST
 from sdjax.weights.tree import shown
 
 Json = Mapping[str, Any]
