@@ -14,7 +14,7 @@ A name with an underscore ("_channels") may differ between the arguments and the
 function, such as a block that widens its input; one without (batch) must be the same throughout.
 """
 
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 Images = Float[Array, "batch _height _width _channels"]
 """Float images in [-1, 1], NHWC."""
@@ -30,6 +30,8 @@ Vectors = Float[Array, "batch _dim"]
 """One vector per example: an embedding."""
 Tokens = Int[Array, "batch tokens"]
 """Token ids."""
+Mask = Bool[Array, "batch _tokens"]
+"""Which positions of a sequence are seen: True where there is text, False where there is padding."""
 Labels = Int[Array, " batch"]
 """One whole number per example, such as a noise level: the row of a table."""
 Timesteps = Float[Array, " batch"]

@@ -109,20 +109,30 @@ class Autoencoder:
 
 @dataclass(frozen=True)
 class UNet:
-    """Text-conditional UNet (arXiv 2112.10752, section 3.3; ADM, arXiv 2105.05233)."""
+    """The UNet inside every diffusion: of latents (arXiv 2112.10752, section 3.3) and of pixels.
+
+    The defaults are Stable Diffusion's. ADM (arXiv 2105.05233) and GLIDE (arXiv 2112.10741), whose
+    shape DALL-E 2's decoder and upsamplers have, set the last fields.
+    """
 
     in_channels: int
-    out_channels: int
+    out_channels: int  # a learned variance doubles them
     channels: tuple[int, ...]  # feature width of each level
     res_blocks: int  # per level going down; one more going up
-    attention: tuple[bool, ...]  # does the level have transformer blocks
+    attention: tuple[bool, ...]  # does the level have attention
     heads: tuple[int, ...]  # attention heads of each level; the middle uses the last
-    context_dim: int  # width of the text hidden states
+    context_dim: int | None  # width of the text hidden states; None: it sees no text
     vector_dim: int | None = None  # width of a vector added to the time embedding; None: no such
     labels: int | None = None  # rows of a table whose row is added to the time embedding; or None
     cross_only: tuple[bool, ...] = ()  # levels whose first attention reads the text too; () is none
     norm_groups: int = 32
     projection: Literal["conv", "linear"] = "linear"  # how published files store 1x1 projections
+    vector_mlp: bool = True  # the vector goes through two layers first; else is added as it is
+    block: Literal["transformer", "attention"] = "transformer"  # what attends; GLIDE's is one layer
+    middle_attention: bool = True
+    scale_shift: bool = False  # the time scales and shifts the norms (ADM), or is added before them
+    resample: Literal["conv", "res_block"] = "conv"  # what halves and doubles the resolution
+    dropout: float = 0.0  # in the residual blocks, in training
 
     def __post_init__(self) -> None:
         require_valid(self)
@@ -144,6 +154,16 @@ class UNet:
             require(
                 channels % heads == 0, f"UNet: {channels} channels do not split into {heads} heads"
             )
+        require(
+            self.block == "transformer" or not any(self.cross_only),
+            "UNet: cross_only is of transformer blocks, not of attention alone",
+        )
+        require(
+            self.vector_mlp or self.vector_dim == self.time_dim,
+            f"UNet: without an MLP the vector must be {self.time_dim} wide, as the time embedding "
+            f"is, not {self.vector_dim}",
+        )
+        require(0 <= self.dropout < 1, f"UNet: dropout {self.dropout} must be in [0, 1)")
 
     @property
     def factor(self) -> int:

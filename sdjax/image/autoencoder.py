@@ -9,7 +9,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Key
 
 from sdjax.config import Autoencoder as AutoencoderConfig
-from sdjax.nn.attention import Attention
 from sdjax.nn.layers import (
     BOTTOM_RIGHT,
     Downsample,
@@ -20,6 +19,7 @@ from sdjax.nn.layers import (
     space_to_depth,
 )
 from sdjax.nn.resnet import ResBlock
+from sdjax.nn.transformer import AttentionBlock
 from sdjax.shapes import FeatureMap, Images, Keys, Latents
 
 EPSILON = 1e-6
@@ -47,21 +47,6 @@ class Posterior(NamedTuple):
         return 0.5 * terms.sum((1, 2, 3))
 
 
-class MiddleAttention(nn.Module):
-    """Single-head self-attention over all positions, normalised first."""
-
-    groups: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: FeatureMap) -> FeatureMap:
-        batch, height, width, channels = x.shape
-        h = GroupNorm(self.groups, EPSILON, self.dtype, name="norm")(x)
-        h = h.reshape(batch, height * width, channels)
-        h = Attention(1, channels, bias=True, dtype=self.dtype, name="attention")(h)
-        return x + h.reshape(x.shape)
-
-
 class Encoder(nn.Module):
     """Images to the 2 x latent_channels moments of the posterior."""
 
@@ -83,7 +68,7 @@ class Encoder(nn.Module):
             if level < len(c.channels) - 1:
                 h = Downsample(BOTTOM_RIGHT, self.dtype, name=f"down_{level}_downsample")(h)
         h = res(c.channels[-1], "mid_res_0")(h)
-        h = MiddleAttention(c.norm_groups, self.dtype, name="mid_attention")(h)
+        h = AttentionBlock(1, c.norm_groups, EPSILON, self.dtype, name="mid_attention")(h)
         h = res(c.channels[-1], "mid_res_1")(h)
         h = nn.silu(GroupNorm(c.norm_groups, EPSILON, self.dtype, name="norm_out")(h))
         return conv3x3(2 * c.latent_channels, name="conv_out", dtype=self.dtype)(h)
@@ -104,7 +89,7 @@ class Decoder(nn.Module):
 
         h = conv3x3(c.channels[-1], name="conv_in", dtype=self.dtype)(z.astype(self.dtype))
         h = res(c.channels[-1], "mid_res_0")(h)
-        h = MiddleAttention(c.norm_groups, self.dtype, name="mid_attention")(h)
+        h = AttentionBlock(1, c.norm_groups, EPSILON, self.dtype, name="mid_attention")(h)
         h = res(c.channels[-1], "mid_res_1")(h)
         for level, channels in reversed(list(enumerate(c.channels))):
             for j in range(c.res_blocks + 1):

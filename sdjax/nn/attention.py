@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from sdjax.shapes import Sequence
+from sdjax.shapes import Mask, Sequence
 
 QUERY_BLOCK = 512
 """Queries handled at once when the score matrix would be large."""
@@ -20,11 +20,13 @@ def dot_product_attention(
     value: Float[Array, "batch tokens heads head_dim"],
     *,
     causal: bool = False,
+    mask: Mask | None = None,
 ) -> Float[Array, "batch queries heads head_dim"]:
     """softmax(Q K^T / sqrt(head_dim)) V, exact; scores and softmax in float32.
 
     Large inputs go through in blocks of `QUERY_BLOCK` queries, so the tokens x tokens matrix is
-    never stored whole. With `causal`, a query sees the keys up to its own position.
+    never stored whole. With `causal`, a query sees the keys up to its own position; with `mask`,
+    those where it is True, of which there must be one.
     """
     batch, queries, heads, head_dim = query.shape
     tokens = key.shape[1]
@@ -37,6 +39,8 @@ def dot_product_attention(
             position = first + jnp.arange(block.shape[1])
             visible = position[:, None] >= jnp.arange(tokens)[None, :]
             scores = jnp.where(visible, scores, -jnp.inf)
+        if mask is not None:
+            scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
         weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
@@ -52,28 +56,39 @@ def dot_product_attention(
 
 
 class Attention(nn.Module):
-    """Multi-head attention of `x` to itself, or to `context` where one is given."""
+    """Multi-head attention of `x` to itself, or to `context` where one is given.
+
+    With `joint` it sees both: the keys and values of the context, with projections of their own, go
+    before those of `x` (GLIDE, arXiv 2112.10741, section 4).
+    """
 
     heads: int
     head_dim: int
-    bias: bool  # on query, key and value: CLIP and the autoencoder yes, the UNet no
+    bias: bool  # on query, key and value: CLIP, ADM and the autoencoder yes, Stable Diffusion no
     causal: bool = False
     dtype: DTypeLike = jnp.float32
+    joint: bool = False
+    zero: bool = False  # the last projection starts at zero
 
     @nn.compact
-    def __call__(self, x: Sequence, context: Sequence | None = None) -> Sequence:
-        source = x if context is None else context
+    def __call__(
+        self, x: Sequence, context: Sequence | None = None, mask: Mask | None = None
+    ) -> Sequence:
+        """`mask` says which positions of what is attended to (the context if given) are seen."""
 
         def project(name: str, inputs: Array) -> Array:
             width = self.heads * self.head_dim
             y = nn.Dense(width, use_bias=self.bias, dtype=self.dtype, name=name)(inputs)
             return y.reshape(*y.shape[:2], self.heads, self.head_dim)
 
-        out = dot_product_attention(
-            project("query", x),
-            project("key", source),
-            project("value", source),
-            causal=self.causal,
-        )
+        source = x if context is None or self.joint else context
+        key, value = project("key", source), project("value", source)
+        if self.joint and context is not None:
+            key = jnp.concatenate([project("context_key", context), key], axis=1)
+            value = jnp.concatenate([project("context_value", context), value], axis=1)
+            if mask is not None:
+                mask = jnp.pad(mask, ((0, 0), (0, x.shape[1])), constant_values=True)
+        out = dot_product_attention(project("query", x), key, value, causal=self.causal, mask=mask)
         out = out.reshape(*x.shape[:2], -1)
-        return nn.Dense(x.shape[-1], dtype=self.dtype, name="out")(out)
+        init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
+        return nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="out")(out)

@@ -111,8 +111,18 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-        return conv3x3(x.shape[-1], name="conv", dtype=self.dtype)(x)
+        return conv3x3(x.shape[-1], name="conv", dtype=self.dtype)(double(x))
+
+
+def double(x: FeatureMap) -> FeatureMap:
+    """Twice the height and width, every pixel repeated."""
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+
+
+def halve(x: FeatureMap) -> FeatureMap:
+    """Half the height and width, the mean of every 2 x 2 pixels."""
+    batch, height, width, channels = x.shape
+    return x.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
 
 
 def space_to_depth(x: FeatureMap, block: int) -> FeatureMap:

@@ -6,7 +6,7 @@ from jax.typing import DTypeLike
 
 from sdjax.nn.attention import Attention
 from sdjax.nn.layers import GroupNorm, activation, exact_gelu, layer_norm
-from sdjax.shapes import FeatureMap, Sequence
+from sdjax.shapes import FeatureMap, Mask, Sequence
 
 LAYER_NORM_EPSILON = 1e-5
 """Of every layer norm in CLIP and the UNet (Flax's default, 1e-6, is not it)."""
@@ -49,7 +49,11 @@ class TransformerBlock(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Sequence, context: Sequence | None = None) -> Sequence:
+    def __call__(
+        self, x: Sequence, context: Sequence | None = None, mask: Mask | None = None
+    ) -> Sequence:
+        """`mask` says which positions are seen of the context, or of `x` where there is none."""
+
         def norm(name: str) -> nn.LayerNorm:
             return layer_norm(self.epsilon, name=name, dtype=self.dtype)
 
@@ -59,13 +63,45 @@ class TransformerBlock(nn.Module):
             )
 
         if self.cross_only:
-            x = x + attention("first_attention", False)(norm("norm_first")(x), context)
+            x = x + attention("first_attention", False)(norm("norm_first")(x), context, mask)
         else:
-            x = x + attention("self_attention", self.causal)(norm("norm_self")(x))
+            own = mask if context is None else None
+            x = x + attention("self_attention", self.causal)(norm("norm_self")(x), None, own)
         if context is not None:
-            x = x + attention("cross_attention", False)(norm("norm_cross")(x), context)
+            x = x + attention("cross_attention", False)(norm("norm_cross")(x), context, mask)
         mlp = FeedForward(self.mlp_dim, self.feed_forward, self.dtype, name="mlp")
         return x + mlp(norm("norm_mlp")(x))
+
+
+class AttentionBlock(nn.Module):
+    """Attention of the positions of a feature map to each other, and to a context if one is given.
+
+    That of the autoencoder, of ADM (arXiv 2105.05233, section 3) and of GLIDE (arXiv 2112.10741,
+    section 4). The last projection starts at zero.
+    """
+
+    heads: int
+    groups: int
+    epsilon: float  # of the group norm
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x: FeatureMap, context: Sequence | None = None, mask: Mask | None = None
+    ) -> FeatureMap:
+        batch, height, width, channels = x.shape
+        h = GroupNorm(self.groups, self.epsilon, self.dtype, name="norm")(x)
+        h = h.reshape(batch, height * width, channels)
+        attention = Attention(
+            self.heads,
+            channels // self.heads,
+            bias=True,
+            dtype=self.dtype,
+            joint=context is not None,
+            zero=True,
+            name="attention",
+        )
+        return x + attention(h, context, mask).reshape(x.shape)
 
 
 class SpatialTransformer(nn.Module):
@@ -77,7 +113,9 @@ class SpatialTransformer(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, x: FeatureMap, context: Sequence) -> FeatureMap:
+    def __call__(
+        self, x: FeatureMap, context: Sequence | None, mask: Mask | None = None
+    ) -> FeatureMap:
         batch, height, width, channels = x.shape
         # 1e-6 here and 1e-5 in the UNet's ResBlocks: so the published models were trained.
         h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
@@ -93,7 +131,7 @@ class SpatialTransformer(nn.Module):
             cross_only=self.cross_only,
             dtype=self.dtype,
             name="block",
-        )(h, context)
+        )(h, context, mask)
         h = nn.Dense(
             channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project_out"
         )(h)
