@@ -1,6 +1,7 @@
 """`sdjax models`: what sdjax can build, with counted parameters and the facts of public weights."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,8 +109,12 @@ def table(models: list[dict[str, Any]]) -> str:
         )
         for m in models
     ]
+    return columns(rows, right={1, 2, 4, 5})
+
+
+def columns(rows: Sequence[Sequence[str]], right: set[int]) -> str:
+    """Rows of cells as lines of aligned columns, those in `right` to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = {1, 2, 4, 5}  # numbers
     return "\n".join(
         "  ".join(
             cell.rjust(width) if i in right else cell.ljust(width)

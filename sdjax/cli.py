@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 TRAINED_PARTS = ("clip", "autoencoder", "latent-diffusion")
@@ -18,6 +18,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_imagine(commands)
     _add_caption(commands)
     models = commands.add_parser("models", help="list the models that sdjax can build")
+    cost = "compile its networks and count what each costs; allocates no weights"
+    models.add_argument("name", nargs="?", help=cost)
+    models.add_argument("--float32", action="store_true", help="costs in float32, not bfloat16")
     models.add_argument("--json", action="store_true", help="as JSON, with every fact")
     models.set_defaults(run=_models)
     _add_train(commands)
@@ -199,9 +202,26 @@ def _is_image_name(item: str) -> bool:
 def _models(args: argparse.Namespace) -> None:
     from sdjax.catalog import catalog, table
 
+    if args.name is not None:
+        return _costs(args)
     print("counting parameters ...", file=sys.stderr, flush=True)
     models = catalog()
     print(json.dumps(models, indent=2, ensure_ascii=False) if args.json else table(models))
+
+
+def _costs(args: argparse.Namespace) -> None:
+    import jax.numpy as jnp
+
+    from sdjax.costs import cost, stages, system, table
+
+    dtype = jnp.float32 if args.float32 else jnp.bfloat16
+    found = stages(system(args.name), dtype)
+    print(f"compiling {len(found)} networks ...", file=sys.stderr, flush=True)
+    costs = [cost(stage, dtype) for stage in found]
+    if args.json:
+        print(json.dumps([asdict(c) for c in costs], indent=2))
+    else:
+        print(table(costs))
 
 
 def _train(args: argparse.Namespace) -> None:
