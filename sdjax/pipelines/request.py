@@ -124,6 +124,7 @@ class Request:
             CALL_LIMITS,
             sampler=self.sampler,
             spacing=self.spacing,
+            offset=self.offset,
             eta=self.eta,
             strength=self.strength,
             start=self.start,

@@ -189,7 +189,7 @@ class Pipeline:
         return state[:, 0], recorded
 
     def _text(self, request: Request) -> TextOutput:
-        """[batch, branches, ...]: without the prompt and with it; or with it, if guidance is off."""
+        """[batch, branches, ...]: without the prompt and with it; or with it, guidance off."""
         without = [] if request.guidance == 1 else [request.negative]
         rows = self.tokenizer([row for text in request.texts for row in (*without, text)])
         text = encode_text(self.config.text, self.params["text"], rows, self.tokenizer.eot_id)

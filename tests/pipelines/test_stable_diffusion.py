@@ -224,6 +224,22 @@ def test_a_trajectory_with_a_progress_bar(pipe):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_leading_times_have_an_offset_and_no_signal_at_the_end_means_trailing(pipe):
+    _, walk = pipe(CAT, steps=4, offset=0, trajectory=True)
+    np.testing.assert_array_equal(walk.timesteps, [750, 500, 250, 0])
+    model = replace(pipe, defaults=replace(pipe.defaults, offset=3))
+    images, walk = model(CAT, steps=4, trajectory=True)
+    np.testing.assert_array_equal(walk.timesteps, [753, 503, 253, 3])
+    assert images[0].info[RECIPE]["offset"] == 3
+
+    schedule = replace(tiny_pipeline.SCHEDULE, zero_snr=True)
+    model = replace(pipe, config=replace(pipe.config, schedule=schedule))
+    images, walk = model(CAT, steps=4, trajectory=True)
+    np.testing.assert_array_equal(walk.timesteps, [999, 749, 499, 249])
+    recipe = images[0].info[RECIPE]
+    assert recipe["spacing"] == "trailing" and "offset" not in recipe
+
+
 def test_an_image_is_redrawn_from_where_it_was_left(pipe):
     _, walk = pipe(CAT, seed=3, steps=10, image=PICTURE, strength=0.55, trajectory=True)
     np.testing.assert_array_equal(walk.timesteps, [401, 301, 201, 101, 1])
