@@ -222,6 +222,11 @@ def find_sampler(name: str, spacing: str | None = None) -> tuple[Sampler, Spacin
     return sampler, known.get(spacing or "", sampler.spacing)
 
 
+def default_spacing(schedule: Schedule) -> Spacing:
+    """Stable Diffusion's "leading"; for `zero_snr`, whose last time it never visits, "trailing"."""
+    return "trailing" if schedule.zero_snr else "leading"
+
+
 class Calls(NamedTuple):
     """The calls of the network in one run, padded to a static length."""
 
@@ -276,8 +281,8 @@ def sampling_plan(
         max_calls: static length of the plan; of several, the first that is long enough; None is
             no longer than it must be.
         sampler: a name in `SAMPLERS` or `ALIASES`; some call the network twice a step.
-        spacing: see `sdjax.diffusion.times.Spacing`; None is what the name says, or "leading", or
-            for a schedule with `zero_snr`, whose last time "leading" never visits, "trailing".
+        spacing: see `sdjax.diffusion.times.Spacing`; None is what the name says, or else
+            `default_spacing`.
         offset: of "leading" times, see `visited`.
         eta: noise of the samplers that take it, 0 (none) to 1; or all about their `Churn`.
         strength: None begins with noise; a number in (0, 1] with an image with noise, and walks
@@ -292,7 +297,7 @@ def sampling_plan(
         ValueError: for unknown names, or numbers out of range.
     """
     chosen, found = find_sampler(sampler, spacing)
-    spacing = found or ("trailing" if schedule.zero_snr else "leading")
+    spacing = found or default_spacing(schedule)
     _check_eta(chosen, sampler, eta)
     for word, known in ((start, get_args(Start)), (end, (None, *get_args(End)))):
         if word not in known:

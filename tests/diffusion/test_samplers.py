@@ -12,7 +12,14 @@ from golden_tables import TABLES, table_cases
 
 from sdjax.config import Schedule
 from sdjax.diffusion.limits import Limits
-from sdjax.diffusion.samplers import ALIASES, SAMPLERS, find_sampler, sampling_plan, table
+from sdjax.diffusion.samplers import (
+    ALIASES,
+    SAMPLERS,
+    default_spacing,
+    find_sampler,
+    sampling_plan,
+    table,
+)
 from sdjax.diffusion.schedule import alpha_bars
 from sdjax.diffusion.solvers import SLOTS, Churn, ddim
 from sdjax.diffusion.solvers.onestep import MOST_CHURN
@@ -309,5 +316,6 @@ def test_zero_snr_means_trailing_times():
     schedule = Schedule("scaled_linear", prediction="v", zero_snr=True)
     for name in ("ddim", "euler", "dpm++ 2m"):
         assert sampling_plan(schedule, 10, sampler=name).calls.timestep[0] == 999
+    assert default_spacing(schedule) == "trailing" and default_spacing(SD_SCHEDULE) == "leading"
     # Who asks for others gets them.
     assert sampling_plan(schedule, 10, spacing="leading").calls.timestep[0] == 901
