@@ -90,6 +90,7 @@ _ddpm = partial(_alpha_space, order=None, end="data", exact=True)
 _unclip = partial(_ddpm, source=UNCLIP, spacing="linspace")
 _sigma_space = partial(Sampler, convention="sigma")
 _log_snr = partial(Sampler, convention="multistep", calls=1)
+_sde = partial(solvers.dpm_multistep, algorithm="sde-dpm++")
 
 SAMPLERS: dict[str, Sampler] = {
     "ddim": _alpha_space(_ddim, order=1, source=DDIM, eta="noise, as in DDPM at 1", exact=True),
@@ -134,22 +135,10 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm++ 3m exact": _log_snr(
         _plain(solvers.dpm_multistep, order=3, published=False), order=3, source=DPM_PLUS
     ),
-    "dpm++ 2m sde": _log_snr(
-        _plain(solvers.dpm_multistep, algorithm="sde-dpm++"), order=None, source=DPM_PLUS
-    ),
-    "dpm++ 2m sde heun": _log_snr(
-        _plain(solvers.dpm_multistep, algorithm="sde-dpm++", correction="heun"),
-        order=None,
-        source=K_DIFFUSION,
-    ),
+    "dpm++ 2m sde": _log_snr(_plain(_sde), order=None, source=DPM_PLUS),
+    "dpm++ 2m sde heun": _log_snr(_plain(_sde, correction="heun"), order=None, source=K_DIFFUSION),
     "dpm++ 3m sde": _log_snr(
-        _plain(
-            solvers.dpm_multistep,
-            order=3,
-            algorithm="sde-dpm++",
-            correction="heun",
-            lower_order_final=False,
-        ),
+        _plain(_sde, order=3, correction="heun", lower_order_final=False),
         order=None,
         source=K_DIFFUSION,
     ),
@@ -162,11 +151,7 @@ SAMPLERS: dict[str, Sampler] = {
             source=UNIPC,
             end="first" if options else None,
         )
-        for kind, options in (
-            ("", {}),
-            (" bh1", {"variant": "bh1"}),
-            (" eps", {"predict": "eps"}),
-        )
+        for kind, options in (("", {}), (" bh1", {"variant": "bh1"}), (" eps", {"predict": "eps"}))
         for number, order in ((" 1", 1), ("", 2), (" 3", 3))
     },
 }
