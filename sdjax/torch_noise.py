@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, UInt32
+from jaxtyping import Float, Int, UInt32
 
 WORD = 2.0**-32
 """The last bit of a random word, as a fraction."""
@@ -145,7 +145,7 @@ def _box_muller(
 
 
 def torch_noise(
-    seed: int | Sequence[int],
+    seed: int | Sequence[int] | Int[np.ndarray, " batch"],
     shape: tuple[int, int, int, int],
     device: Literal["cpu", "cuda"] = "cpu",
     threads: int = A100,
@@ -170,12 +170,13 @@ def torch_noise(
         return CpuGenerator(seed) if device == "cpu" else CudaGenerator(seed, threads)
 
     batch, height, width, channels = shape
-    if isinstance(seed, Sequence):
-        if len(seed) != batch:
-            raise ValueError(f"{len(seed)} seeds for {batch} images: give one for each, or one")
-        drawn = np.stack([generator(one).randn(channels, height, width) for one in seed])
+    seeds = seed.tolist() if isinstance(seed, np.ndarray) else seed
+    if isinstance(seeds, Sequence):
+        if len(seeds) != batch:
+            raise ValueError(f"{len(seeds)} seeds for {batch} images: give one for each, or one")
+        drawn = np.stack([generator(one).randn(channels, height, width) for one in seeds])
     else:
-        drawn = generator(seed).randn(batch, channels, height, width)
+        drawn = generator(seeds).randn(batch, channels, height, width)
     return np.ascontiguousarray(drawn.transpose(0, 2, 3, 1))
 
 

@@ -1,10 +1,11 @@
-"""Figures for the notebooks: grids of pictures, trajectories and schedules.
+"""Figures for the notebooks: grids of pictures, trajectories, schedules, and any by Matplotlib.
 
-Every function returns a Pillow image, which shows itself as the last value of a notebook cell. It
-has few colours, because notebooks store their figures. Matplotlib, which is in the extra
-"notebooks", is imported only when a figure is drawn.
+Every function returns a Pillow image, which shows itself as the last value of a notebook cell.
+Because notebooks store their figures, it has few colours and is stored in few bytes. Matplotlib,
+which is in the extra "notebooks", is imported only when a figure is drawn.
 """
 
+import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -99,6 +100,19 @@ def show_schedule(schedule: Schedule, plan: Plan | None = None) -> Image.Image:
     return _drawn(figure)
 
 
+def show_figure(figure: "Figure") -> Image.Image:
+    """What a figure of Matplotlib shows, without its margins.
+
+    The figure is closed, or the notebook would show and store it a second time.
+    """
+    from matplotlib import pyplot
+
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=DPI, bbox_inches="tight")
+    pyplot.close(figure)
+    return _small(Image.open(file).convert("RGB"))
+
+
 def _figure(
     width: int, height: int, left: int, top: int, right: int = 0, bottom: int = 0
 ) -> tuple["Figure", "Axes"]:
@@ -115,5 +129,20 @@ def _drawn(figure: "Figure") -> Image.Image:
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
-    return picture.quantize(COLOURS, dither=Image.Dither.NONE)
+    return _small(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3]))
+
+
+class Drawing(Image.Image):
+    """A picture that a notebook stores in few bytes: of itself Pillow would hardly compress it."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.save(file, format="png", optimize=True)
+        return file.getvalue()
+
+
+def _small(picture: Image.Image) -> Image.Image:
+    # Median cut, Pillow's default, would tint the text with the colours of the pictures.
+    few = picture.quantize(COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=1, dither=Image.Dither.NONE)
+    few.__class__ = Drawing
+    return few

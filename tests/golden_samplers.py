@@ -18,12 +18,12 @@ from golden_replay import NotSupported
 
 from sdjax.config import Schedule
 from sdjax.diffusion import loop, solvers
-from sdjax.diffusion.loop import Limits
+from sdjax.diffusion.limits import NO_LIMITS, Limits
 from sdjax.diffusion.samplers import Calls, make_plan
 from sdjax.diffusion.schedule import betas
-from sdjax.diffusion.solvers import Call, Level, pairs
-from sdjax.diffusion.solvers.maps import ANCHOR, EPS, M1, NOISE, X, state, transfer
-from sdjax.diffusion.solvers.multistep import adams_bashforth
+from sdjax.diffusion.solvers import Call, Churn, Level
+from sdjax.diffusion.solvers.maps import NOISE
+from sdjax.diffusion.solvers.onestep import MOST_CHURN
 from sdjax.diffusion.times import END, Levels, Spacing, openai_timesteps, visited
 from sdjax.presets import SD_SCHEDULE
 from sdjax.weights.foreign import diffusers_schedule
@@ -36,9 +36,9 @@ Config = dict[str, Any]
 Case = dict[str, Any]
 
 
-@partial(jax.jit, static_argnames=("prediction", "eps_from_clipped", "learned"))
+@partial(jax.jit, static_argnames=("prediction", "learned"))
 def _call(
-    info: Calls, slots: Any, wave: Any, limits: Limits, *, learned: bool, **options: Any
+    info: Calls, slots: Any, wave: Any, limits: Limits, *, learned: bool, prediction: str
 ) -> Any:
     """One call of our loop, with the recorded network, and `wave` for its noise."""
 
@@ -50,17 +50,16 @@ def _call(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "normal_per_image", lambda *_: wave)
         keys = loop.image_keys(jnp.arange(1))
-        return loop.call(network, info, 0, slots, keys, limits=limits, **options)[0]
+        return loop.call(network, info, 0, slots, keys, limits=limits, prediction=prediction)[0]
 
 
 def walk(
     calls: Sequence[Call],
     x_init: Any,
     *,
-    limits: Limits = loop.NO_LIMITS,
+    limits: Limits = NO_LIMITS,
     spread: bool = False,
     prediction: str = "eps",
-    eps_from_clipped: bool = False,
     learned: bool = False,
 ) -> np.ndarray:
     """x after every call [calls, numbers]; with `spread`, as x / alpha.
@@ -71,7 +70,7 @@ def walk(
     plan = make_plan(calls, len(calls), (0.0, 1.0))
     rows = (1, -1, 1, 1)
     slots = loop.begin_state(jnp.asarray(x.reshape(rows), jnp.float32))
-    options = {"prediction": prediction, "eps_from_clipped": eps_from_clipped, "learned": learned}
+    options = {"prediction": prediction, "learned": learned}
     scales = [call.level.alpha if spread else 1.0 for call in calls[1:]] + [1.0]
     found = []
     for j, scale in enumerate(scales):
@@ -184,16 +183,10 @@ def _pndm(case: Case) -> list[Call]:
         return solvers.pndm(levels, middles)
     if chain or len(steps) == 1:
         return solvers.plms(levels)
-    # The list is left: each step begins where the list says, but the second call corrects a step
-    # that began a stride above its own time.
-    (first, there), (second, _) = steps[:2]
-    stride = schedule_of(case).train_steps // case["num_inference_steps"]
-    above = schedule.at_time(second.timestep + stride)
-    return [
-        Call(first, state(transfer(X, EPS, first, there), anchor=X, memory=(EPS,))),
-        Call(second, state(transfer(ANCHOR, (EPS + M1) / 2, above, second))),
-        *(adams_bashforth(i, *step) for i, step in enumerate(steps) if i > 0),
-    ]
+    # The list is left. The first step is taken again as one that leads to the list's second time.
+    (second, _), stride = steps[1], schedule_of(case).train_steps // case["num_inference_steps"]
+    again = (schedule.at_time(second.timestep + stride), second)
+    return solvers.plms_along([steps[0], again, *steps[1:]])
 
 
 def _sigma(build: Callable[..., list[Call]]) -> Callable[[Case], list[Call]]:
@@ -208,17 +201,14 @@ def _sigma(build: Callable[..., list[Call]]) -> Callable[[Case], list[Call]]:
 
 def _euler(case: Case) -> list[Call]:
     levels, options = levels_of(case, "sigma", "linspace", "data"), case.get("step_kwargs", {})
-    churn = min(options.get("s_churn", 0.0) / (len(levels) - 1), 2**0.5 - 1)
-    calls = []
-    for here, there in pairs(levels):
-        # Published code lets the network look before the noise goes in; ours, as the paper, after.
-        low, high = options.get("s_tmin", 0.0), options.get("s_tmax", np.inf)
-        lifted = here.spread * (1 + churn * (low <= here.spread <= high))
-        noise = options.get("s_noise", 1.0) * (lifted**2 - here.spread**2) ** 0.5
-        x = X / here.alpha + noise * NOISE + (there.spread - lifted) * EPS
-        published = Call(here, state(there.alpha * x))
-        calls += [published] if churn else solvers.ddim([here, there])
-    return calls
+    churn = Churn(
+        gamma=min(options.get("s_churn", 0.0) / (len(levels) - 1), MOST_CHURN),
+        least=options.get("s_tmin", 0.0),
+        most=options.get("s_tmax", np.inf),
+        noise=options.get("s_noise", 1.0),
+        early=True,
+    )
+    return solvers.euler_churn(levels, Levels(schedule_of(case)).at_spread, churn)
 
 
 def _final(case: Case) -> str:
@@ -261,7 +251,6 @@ DIFFUSERS: dict[str, Callable[[Case], list[Call]]] = {
         algorithm="algorithm_type",
         correction="solver_type",
         lower_order_final="lower_order_final",
-        euler_at_final="euler_at_final",
     ),
     "DPMSolverSinglestepScheduler": _dpm(
         solvers.dpm_singlestep, order="solver_order", algorithm="algorithm_type"
@@ -273,9 +262,7 @@ DIFFUSERS: dict[str, Callable[[Case], list[Call]]] = {
         predict="predict_x0",
         lower_order_final="lower_order_final",
     ),
-    "DEISMultistepScheduler": _dpm(
-        solvers.deis, order="solver_order", lower_order_final="lower_order_final"
-    ),
+    "DEISMultistepScheduler": _dpm(solvers.deis, order="solver_order"),
 }
 SIGMA_SPACE = ("Euler", "Heun", "LMS", "KDPM2")
 CLIPPED = ("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler", "UnCLIPScheduler")
@@ -284,12 +271,13 @@ CLIPPED = ("DDIMScheduler", "DDIMInverseScheduler", "DDPMScheduler", "UnCLIPSche
 
 def limits_of(case: Case) -> Limits:
     config = case["config"]
+    agree = float(case.get("step_kwargs", {}).get("use_clipped_model_output", False))
     if config.get("thresholding"):
         quantile = config.get("dynamic_thresholding_ratio", 0.995)
-        return Limits(quantile=quantile, most=config.get("sample_max_value", 1.0))
+        return Limits(quantile=quantile, most=config.get("sample_max_value", 1.0), agree=agree)
     if config.get("clip_sample", case["scheduler"] in CLIPPED):
-        return Limits(config.get("clip_sample_range", 1.0))
-    return loop.NO_LIMITS
+        return Limits(config.get("clip_sample_range", 1.0), agree=agree)
+    return NO_LIMITS
 
 
 def rtol_of(case: Case) -> float:
@@ -314,7 +302,6 @@ def diffusers_trajectory(case: Case) -> dict[str, np.ndarray]:
         case["x_init"],
         prediction=schedule_of(case).prediction,
         limits=limits_of(case),
-        eps_from_clipped=case.get("step_kwargs", {}).get("use_clipped_model_output", False),
         learned=case.get("model_output_rule", "m").startswith("learned"),
         spread=case["scheduler"].startswith(SIGMA_SPACE),
     )
@@ -372,7 +359,6 @@ def openai_trajectory(case: Case) -> dict[str, np.ndarray]:
         case["x_init"],
         prediction="x0" if diffusion["predict_xstart"] else "eps",
         limits=Limits(1.0 if case["clip_denoised"] else most),
-        eps_from_clipped=True,
         learned=diffusion["learn_sigma"],
     )
     return {"x_after_step": x}

@@ -91,6 +91,7 @@ def test_noise_of_a_batch(device):
     np.testing.assert_array_equal(each[1:], torch_noise(8, (1, 8, 6, 4), device))
     np.testing.assert_array_equal(each[:1], torch_noise(7, (1, 8, 6, 4), device))
     assert not np.allclose(each[1], one[1])
+    np.testing.assert_array_equal(torch_noise(np.array([7, 8]), (2, 8, 6, 4), device), each)
 
 
 def test_seeds_of_a_gpu_have_64_bits_and_of_a_cpu_32():
@@ -103,6 +104,8 @@ def test_seeds_of_a_gpu_have_64_bits_and_of_a_cpu_32():
 def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="2 seeds for 3 images"):
         torch_noise([1, 2], (3, 8, 8, 4))
+    with pytest.raises(ValueError, match="2 seeds for 3 images"):
+        torch_noise(np.array([1, 2]), (3, 8, 8, 4))
     with pytest.raises(ValueError, match="got 18446744073709551616"):
         CpuGenerator(2**64)
     with pytest.raises(ValueError, match="multiple of 256.*got 100"):

@@ -1,5 +1,9 @@
+import io
+
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from PIL import Image
 
 from sdjax import presets, viz
 from sdjax.diffusion.samplers import sampling_plan
@@ -73,3 +77,17 @@ def test_figures_are_small_enough_to_be_stored():
     picture = viz.show_grid(np.random.default_rng(0).integers(0, 256, (9, 64, 64, 3), np.uint8))
     assert picture.mode == "P"
     assert len(picture.getcolors()) <= viz.COLOURS
+    with Image.open(io.BytesIO(picture._repr_png_())) as stored:
+        np.testing.assert_array_equal(pixels_of(stored), pixels_of(picture))
+
+
+def test_any_figure_is_shown_once_and_small():
+    figure, axes = plt.subplots(figsize=(4, 2))
+    axes.plot(np.sin(np.arange(50) / 5))
+    axes.set_ylabel("sine")
+    picture = viz.show_figure(figure)
+    assert not plt.get_fignums()
+    assert 240 < picture.width < 320 and 100 < picture.height < 160  # 80 pixels an inch
+    assert len(picture._repr_png_()) < 0.8 * len(Image.Image._repr_png_(picture))
+    blue = (pixels_of(picture)[..., 2] > 150) & (pixels_of(picture)[..., 0] < 80)
+    assert blue.sum() > 100

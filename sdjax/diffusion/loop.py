@@ -8,10 +8,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from sdjax.config import Prediction
+from sdjax.diffusion.limits import NO_LIMITS, Limits, limit
 from sdjax.diffusion.parameterization import split
 from sdjax.diffusion.samplers import Calls, Plan
 from sdjax.diffusion.solvers import SLOTS
-from sdjax.shapes import Keys, Latents, Scalar, Timesteps
+from sdjax.shapes import Keys, Latents, Timesteps
 
 PRNG = "threefry2x32"
 """Of all noise, whatever the process's default: a seed means the same picture everywhere."""
@@ -21,17 +22,6 @@ Denoise = Callable[[Latents, Timesteps], Any]
 
 State = Float[Array, "slots batch _height _width _channels"]
 """What a sampler remembers: see `sdjax.diffusion.solvers.maps`. Slot 0 is x."""
-
-
-class Limits(NamedTuple):
-    """How far predicted data may go; the numbers are traced."""
-
-    clip: Scalar | float = jnp.inf  # x0 is clipped to [-clip, clip]
-    quantile: Scalar | float | None = None  # of dynamic thresholding, which replaces the clip
-    most: Scalar | float = 1.0  # of its threshold
-
-
-NO_LIMITS = Limits()
 
 
 class Trajectory(NamedTuple):
@@ -88,21 +78,22 @@ def call(
     *,
     prediction: Prediction,
     limits: Limits = NO_LIMITS,
-    eps_from_clipped: bool = False,
 ) -> tuple[Array, Trajectory]:
     """One call of the network, and the linear map that follows it.
 
     Args:
         denoise: see `Denoise`. An output with twice the channels of x is (prediction, share of the
-            learned variance, -1 to 1), for plans with learned variance.
+            learned variance, -1 to 1): plans with learned variance need it, others leave it.
         info: row `index` of the plan's calls.
         index: noise is drawn from each key folded with index + 1.
         state: see `State`.
         keys: one per image.
         prediction: what the network predicts; static.
-        limits: see `Limits`.
-        eps_from_clipped: compute eps from the limited x0, so that both agree; static. Samplers that
-            walk along eps alone (euler, heun, lms, plms, deis, ...) feel the limits only so.
+        limits: see `Limits`; those of the plan. Samplers that walk along eps alone (euler, heun,
+            lms, plms, deis, ...) feel them because eps follows.
+
+    Raises:
+        ValueError: if the plan needs a variance, and the network says none.
     """
     x = state[0]
     result = denoise(x, jnp.full((x.shape[0],), info.timestep, jnp.float32))
@@ -114,12 +105,20 @@ def call(
     noise = normal_per_image(keys, x.shape[1:], index + 1)
     if output.shape[-1] == 2 * x.shape[-1]:
         output, share = jnp.split(output, 2, axis=-1)
-        least, most = info.log_variance
-        noise = noise * jnp.exp(0.5 * (least + (share + 1) / 2 * (most - least)))
+        if info.log_variance is not None:
+            least, most = info.log_variance
+            noise = noise * jnp.exp(0.5 * (least + (share + 1) / 2 * (most - least)))
+    elif info.log_variance is not None:
+        raise ValueError(
+            f"this sampler needs a network that says the variance, too: {2 * x.shape[-1]} "
+            f"channels for {x.shape[-1]}, got {output.shape[-1]}"
+        )
     x0, eps = opinion(output)
-    x0 = _limit(x0, limits)
-    if eps_from_clipped:
-        eps = (x - info.alpha * x0) / info.sigma
+    limited = limit(x0, limits)
+    # Both still make up x. By the change, so that without limits no digit of eps is lost.
+    sigma = jnp.where(info.sigma > 0, info.sigma, jnp.inf)
+    eps = eps + limits.agree * (x0 - limited) * info.alpha / sigma
+    x0 = limited
     inputs = jnp.concatenate([state, jnp.stack([x0, eps, noise])])
     # In full precision: an accelerator's default would round the latents at every step.
     state = jnp.einsum("si,i...->s...", info.state, inputs, precision="highest")
@@ -141,7 +140,7 @@ def walk(
     """All active calls of the plan; see `sample`. A run may be walked in parts."""
 
     def advance(state: Array, info: Calls, index: Array) -> tuple[Array, Trajectory]:
-        return call(denoise, info, index, state, keys, **options)
+        return call(denoise, info, index, state, keys, limits=plan.limits, **options)
 
     if remat:
         advance = jax.checkpoint(advance, prevent_cse=False)  # a scan needs no more
@@ -173,21 +172,11 @@ def sample(
         plan: the calls, padded; inactive ones cost nothing.
         x: latents to start from, as `begin` gives them.
         keys: one per image; call k draws from the key folded with k + 1.
-        **options: of `call`: prediction, limits, eps_from_clipped. And, static, trajectory: also
-            return every call; remat: for gradients keep only the state between the calls, and
-            compute the rest again.
+        **options: of `call`: prediction. And, static, trajectory: also return every call; remat:
+            for gradients keep only the state between the calls, and compute the rest again.
 
     Returns:
         The final latents, and the trajectory or None.
     """
     state, recorded = walk(denoise, plan, begin_state(x), keys, **options)
     return state[0], recorded
-
-
-def _limit(x0: Array, limits: Limits) -> Array:
-    """Clipping, or dynamic thresholding (Imagen, arXiv 2205.11487, section 2.3)."""
-    if limits.quantile is None:
-        return jnp.clip(x0, -limits.clip, limits.clip)
-    size = jnp.quantile(jnp.abs(x0.reshape(x0.shape[0], -1)), limits.quantile, axis=1)
-    size = jnp.clip(size, 1.0, limits.most)[:, None, None, None]
-    return jnp.clip(x0, -size, size) / size

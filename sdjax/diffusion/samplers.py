@@ -5,17 +5,19 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sdjax.config import Schedule
 from sdjax.diffusion import solvers
-from sdjax.diffusion.solvers import Call, Level
+from sdjax.diffusion.limits import NO_LIMITS, Limits
+from sdjax.diffusion.solvers import Call, Churn, Level
 from sdjax.diffusion.solvers.onestep import MOST_CHURN
 from sdjax.diffusion.times import Convention, End, Levels, Spacing, Times, visited
 
-Build = Callable[[Sequence[Level], Levels, float], list[Call]]
+Build = Callable[[Sequence[Level], Levels, Any], list[Call]]
 """The calls for the levels of a run, all levels of the schedule, and eta."""
 
 
@@ -29,10 +31,20 @@ class Sampler:
     calls: int  # of the network per step
     source: str
     eta: str = ""  # what eta means; "": it must be 0
+    more: int = 0  # calls more than that, while it warms up
     end: End | None = None  # where it must end; None: anywhere
+    spacing: Spacing | None = None  # where none is asked for
+    limits: Limits = NO_LIMITS  # likewise
     exact: bool = False  # takes a level without any signal as it is
     inverse: bool = False  # walks from data to noise
     learned: bool = False  # the network must say the variance, too
+
+    @property
+    def of_steps(self) -> str:
+        """How often N steps from noise to data call the network."""
+        if self.calls == 2:
+            return "2N - 1"  # the last is one of Euler
+        return f"N + {self.more}" if self.more else "N"
 
 
 def _plain(build: Callable[..., list[Call]], **options: Any) -> Build:
@@ -40,14 +52,19 @@ def _plain(build: Callable[..., list[Call]], **options: Any) -> Build:
     return lambda levels, schedule, eta: build(levels, **options)
 
 
-def _looking(build: Callable[..., list[Call]]) -> Build:
+def _looking(build: Callable[..., list[Call]], **options: Any) -> Build:
     """A sampler that looks between the levels of its steps, too."""
-    return lambda levels, schedule, eta: build(levels, schedule.at_spread)
+    return lambda levels, schedule, eta: build(levels, schedule.at_spread, **options)
 
 
 def _churning(build: Callable[..., list[Call]]) -> Build:
-    """A sampler whose eta is the share of the most churn."""
-    return lambda levels, schedule, eta: build(levels, schedule.at_spread, eta * MOST_CHURN)
+    """A sampler whose eta is the share of the most churn, or says all about it."""
+
+    def calls(levels: Sequence[Level], schedule: Levels, eta: float | Churn) -> list[Call]:
+        churn = eta if isinstance(eta, Churn) else Churn(eta * MOST_CHURN)
+        return build(levels, schedule.at_spread, churn)
+
+    return calls
 
 
 def _ddim(levels: Sequence[Level], schedule: Levels, eta: float) -> list[Call]:
@@ -67,40 +84,42 @@ PNDM, KARRAS, K_DIFFUSION = "arXiv 2202.09778", "arXiv 2206.00364", "k-diffusion
 DPM, DPM_PLUS, DEIS, UNIPC = (
     f"arXiv {number}" for number in ("2206.00927", "2211.01095", "2204.13902", "2302.04867")
 )
+UNCLIP, CHURN = "arXiv 2204.06125", "churn"
 _alpha_space = partial(Sampler, convention="ddim", calls=1)
+_ddpm = partial(_alpha_space, order=None, end="data", exact=True)
+_unclip = partial(_ddpm, source=UNCLIP, spacing="linspace")
 _sigma_space = partial(Sampler, convention="sigma")
 _log_snr = partial(Sampler, convention="multistep", calls=1)
+_sde = partial(solvers.dpm_multistep, algorithm="sde-dpm++")
 
 SAMPLERS: dict[str, Sampler] = {
     "ddim": _alpha_space(_ddim, order=1, source=DDIM, eta="noise, as in DDPM at 1", exact=True),
     "ddim inverse": _alpha_space(
         _plain(solvers.ddim_inverse), order=1, source=DDIM, exact=True, inverse=True
     ),
-    "ddpm": _alpha_space(_plain(solvers.ddpm), order=None, source=DDPM, exact=True),
-    "ddpm large": _alpha_space(
-        _plain(solvers.ddpm, variance="large"), order=None, source=DDPM, exact=True
-    ),
-    "ddpm learned": _alpha_space(
-        _plain(solvers.ddpm, variance="learned"),
-        order=None,
-        source=LEARNED,
-        exact=True,
-        learned=True,
-    ),
-    "plms": _alpha_space(_plain(solvers.plms), order=2, source=PNDM),
-    "pndm": _alpha_space(_pndm, order=2, source=PNDM),
+    "ddpm": _ddpm(_plain(solvers.ddpm), source=DDPM),
+    "ddpm large": _ddpm(_plain(solvers.ddpm, variance="large"), source=DDPM),
+    "ddpm learned": _ddpm(_plain(solvers.ddpm, variance="learned"), source=LEARNED, learned=True),
+    "unclip": _unclip(_plain(solvers.ddpm, variance="learned"), learned=True, limits=Limits(1.0)),
+    "unclip prior": _unclip(_plain(solvers.ddpm), limits=Limits(5.0)),
+    "plms": _alpha_space(_plain(solvers.plms), order=2, source=PNDM, more=1),
+    "pndm": _alpha_space(_pndm, order=2, source=PNDM, more=9),
     "euler": _sigma_space(
-        _churning(solvers.euler_churn), order=1, calls=1, source=KARRAS, eta="churn"
+        _churning(solvers.euler_churn), order=1, calls=1, source=KARRAS, eta=CHURN
     ),
     "euler a": _sigma_space(
         _plain(solvers.euler_ancestral), order=None, calls=1, source=K_DIFFUSION
     ),
-    "heun": _sigma_space(_churning(solvers.heun), order=2, calls=2, source=KARRAS, eta="churn"),
+    "heun": _sigma_space(_churning(solvers.heun), order=2, calls=2, source=KARRAS, eta=CHURN),
     "lms": _sigma_space(_plain(solvers.lms), order=4, calls=1, source=K_DIFFUSION),
     "dpm2": _sigma_space(_looking(solvers.dpm2), order=2, calls=2, source=K_DIFFUSION),
     "dpm2 a": _sigma_space(
         _looking(solvers.dpm2_ancestral), order=None, calls=2, source=K_DIFFUSION
     ),
+    "dpm++ 2s a": _sigma_space(
+        _looking(solvers.dpm2_ancestral, predict="x0"), order=None, calls=2, source=K_DIFFUSION
+    ),
+    "dpm++ sde": _sigma_space(_looking(solvers.dpmpp_sde), order=None, calls=2, source=K_DIFFUSION),
     **{
         f"{name} {order}{kind}": _log_snr(
             _plain(build, order=order, algorithm=name),
@@ -116,20 +135,29 @@ SAMPLERS: dict[str, Sampler] = {
     "dpm++ 3m exact": _log_snr(
         _plain(solvers.dpm_multistep, order=3, published=False), order=3, source=DPM_PLUS
     ),
-    "dpm++ 2m sde": _log_snr(
-        _plain(solvers.dpm_multistep, algorithm="sde-dpm++"), order=None, source=DPM_PLUS
+    "dpm++ 2m sde": _log_snr(_plain(_sde), order=None, source=DPM_PLUS),
+    "dpm++ 2m sde heun": _log_snr(_plain(_sde, correction="heun"), order=None, source=K_DIFFUSION),
+    "dpm++ 3m sde": _log_snr(
+        _plain(_sde, order=3, correction="heun", lower_order_final=False),
+        order=None,
+        source=K_DIFFUSION,
     ),
     "deis": _log_snr(_plain(solvers.deis), order=2, source=DEIS, end="first"),
     "deis 3": _log_snr(_plain(solvers.deis, order=3), order=3, source=DEIS, end="first"),
-    "unipc 1": _log_snr(_plain(solvers.unipc, order=1), order=2, source=UNIPC),
-    "unipc": _log_snr(_plain(solvers.unipc), order=3, source=UNIPC),
-    "unipc 3": _log_snr(_plain(solvers.unipc, order=3), order=4, source=UNIPC),
-    "unipc bh1": _log_snr(_plain(solvers.unipc, variant="bh1"), order=3, source=UNIPC, end="first"),
+    **{
+        f"unipc{number}{kind}": _log_snr(
+            _plain(solvers.unipc, order=order, **options),
+            order=order + 1,
+            source=UNIPC,
+            end="first" if options else None,
+        )
+        for kind, options in (("", {}), (" bh1", {"variant": "bh1"}), (" eps", {"predict": "eps"}))
+        for number, order in ((" 1", 1), ("", 2), (" 3", 3))
+    },
 }
 """The samplers by name."""
 
 ALIASES: dict[str, tuple[str, Spacing | None]] = {
-    "unclip": ("ddpm learned", "linspace"),
     "euler ancestral": ("euler a", None),
     "k_euler": ("euler", "linspace"),
     "k_euler_a": ("euler a", "linspace"),
@@ -142,18 +170,20 @@ ALIASES: dict[str, tuple[str, Spacing | None]] = {
     "k_dpmpp_2m": ("dpm++ 2m", "linspace"),
     **{
         f"{name} karras": (name, "karras")
-        for name in ("euler", "heun", "lms", "dpm2", "dpm2 a")
-        + ("dpm++ 2m", "dpm++ 2m sde", "dpm++ 2s", "dpm++ 3m", "unipc")
+        for name in ("euler", "heun", "lms", "dpm2", "dpm2 a", "dpm++ 2s a", "dpm++ sde")
+        + ("dpm++ 2m", "dpm++ 2m sde", "dpm++ 2s", "dpm++ 3m", "dpm++ 3m sde", "unipc")
     },
     "dpm++ 2m exponential": ("dpm++ 2m", "exponential"),
     "dpm++ 2m sde exponential": ("dpm++ 2m sde", "exponential"),
+    "dpm++ 2m sde heun karras": ("dpm++ 2m sde heun", "karras"),
+    "dpm++ 3m sde exponential": ("dpm++ 3m sde", "exponential"),
     "dpm++ 2m lu": ("dpm++ 2m", "log-snr"),
 }
 """Names from other programs, in any case: the sampler and the spacing that they mean."""
 
 
 def find_sampler(name: str, spacing: str | None = None) -> tuple[Sampler, Spacing | None]:
-    """The sampler called `name`, and the spacing: the one that the name says, or `spacing`.
+    """The sampler called `name`, and its spacing: that of the name, or the argument, or its own.
 
     Raises:
         ValueError: for an unknown name; the message lists the known ones. If the name says another
@@ -173,7 +203,13 @@ def find_sampler(name: str, spacing: str | None = None) -> tuple[Sampler, Spacin
     known = {word: word for word in get_args(Spacing)}
     if spacing is not None and spacing not in known:
         raise ValueError(f"unknown spacing {spacing!r}: choose among {', '.join(known)}")
-    return SAMPLERS[key], known.get(spacing or "")
+    sampler = SAMPLERS[key]
+    return sampler, known.get(spacing or "", sampler.spacing)
+
+
+def default_spacing(schedule: Schedule) -> Spacing:
+    """Stable Diffusion's "leading"; for `zero_snr`, whose last time it never visits, "trailing"."""
+    return "trailing" if schedule.zero_snr else "leading"
 
 
 class Calls(NamedTuple):
@@ -183,7 +219,7 @@ class Calls(NamedTuple):
     alpha: Float[Array, " calls"]  # x = alpha x0 + sigma eps, where the network looks
     sigma: Float[Array, " calls"]
     state: Float[Array, "calls slots inputs"]  # see `sdjax.diffusion.solvers.maps`
-    log_variance: Float[Array, "calls 2"]  # least and most, of samplers with learned variance
+    log_variance: Float[Array, "calls 2"] | None  # least and most, if the network must choose
     active: Bool[Array, " calls"]  # False in the padding
 
 
@@ -191,11 +227,13 @@ class Plan(NamedTuple):
     """One run: data, not structure.
 
     Because the number of calls is only a mask, and a sampler only numbers, runs of 20 and of 50
-    steps, and of any two samplers, share one executable. All fields are float32 but `active`.
+    steps, and of any two samplers, share one executable; but learned variance and dynamic
+    thresholding have their own. All fields are float32 but `active`.
     """
 
     calls: Calls
     start: Float[Array, " 2"]  # the run begins at start[0] x0 + start[1] noise
+    limits: Limits
 
     @property
     def count(self) -> int:
@@ -213,10 +251,12 @@ def sampling_plan(
     *,
     sampler: str = "ddim",
     spacing: str | None = None,
-    eta: float = 0.0,
+    offset: int = 1,
+    eta: float | Churn = 0.0,
     strength: float | None = None,
     start: Start = "diffusers",
     end: End | None = None,
+    limits: Limits | None = None,
 ) -> Plan:
     """The plan of a run.
 
@@ -226,33 +266,42 @@ def sampling_plan(
         max_calls: static length of the plan; of several, the first that is long enough; None is
             no longer than it must be.
         sampler: a name in `SAMPLERS` or `ALIASES`; some call the network twice a step.
-        spacing: see `sdjax.diffusion.times.Spacing`; None is what the name says, or "leading".
-        eta: noise of the samplers that take it, 0 (none) to 1.
+        spacing: see `sdjax.diffusion.times.Spacing`; None is what the name says, or else
+            `default_spacing`.
+        offset: of "leading" times, see `visited`.
+        eta: noise of the samplers that take it, 0 (none) to 1; or all about their `Churn`.
         strength: None begins with noise; a number in (0, 1] with an image with noise, and walks
             the last int(strength steps) of the steps.
         start: how noisy that image is: "diffusers" as the first of the steps walked, "ldm" as the
             one before, as the original code of latent diffusion has it.
-        end: see `visited`; None is "first" for "leading" times of the convention "ddim", which is
-            how Stable Diffusion was published, else "data".
+        end: see `visited`. None is "first" for "leading" times of the convention "ddim" that do
+            not come to 0, which is how Stable Diffusion was published; else "data".
+        limits: see `Limits`; None is what the sampler was published with.
 
     Raises:
         ValueError: for unknown names, or numbers out of range.
     """
     chosen, found = find_sampler(sampler, spacing)
-    spacing = found or "leading"
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta must be between 0 and 1, got {eta}")
-    if eta and not chosen.eta:
-        takers = ", ".join(name for name, one in SAMPLERS.items() if one.eta)
-        raise ValueError(f"{sampler} takes no eta, got {eta}: leave it out, or choose {takers}")
+    spacing = found or default_spacing(schedule)
+    _check_eta(chosen, sampler, eta)
+    for word, known in ((start, get_args(Start)), (end, (None, *get_args(End)))):
+        if word not in known:
+            raise ValueError(f"{word!r} is unknown: choose {' or '.join(filter(None, known))}")
     if chosen.end and end not in (None, chosen.end):
-        raise ValueError(f"{sampler} must end with noise: end {end!r} is not for it")
+        raise ValueError(f"{sampler} must end at {chosen.end!r}, not at {end!r}: leave end out")
     if end is None:
-        stays = chosen.inverse or (chosen.convention, spacing) == ("ddim", "leading")
-        end = chosen.end or ("first" if stays else "data")
-    levels = visited(schedule, steps, spacing, chosen.convention, end=end, exact=chosen.exact)
+        as_published = (chosen.convention, spacing) == ("ddim", "leading")
+        end = chosen.end or ("first" if chosen.inverse else None if as_published else "data")
+    levels = visited(
+        schedule, steps, spacing, chosen.convention, offset=offset, end=end, exact=chosen.exact
+    )
     first = _first_step(len(levels) - 1, strength)
     calls = chosen.build(levels[first:], Levels(schedule), eta)
+    if schedule.prediction == "x0" and any(call.level.sigma == 0 for call in calls):
+        raise ValueError(
+            f"{sampler} would ask for the noise where there is none, of which x0 says nothing: "
+            "take end 'first'"
+        )
     begin = calls[0].level
     if chosen.inverse:
         mixed = (1.0, 0.0)
@@ -263,7 +312,20 @@ def sampling_plan(
     else:
         begin = levels[max(first - 1, 0)] if start == "ldm" else begin
         mixed = (begin.alpha, begin.sigma)
-    return make_plan(calls, max_calls or len(calls), mixed)
+    return make_plan(calls, max_calls or len(calls), mixed, limits or chosen.limits)
+
+
+def _check_eta(chosen: Sampler, name: str, eta: float | Churn) -> None:
+    churned = isinstance(eta, Churn)
+    if churned and not (chosen.eta == CHURN and 0 <= eta.gamma <= MOST_CHURN):
+        raise ValueError(
+            f"{name} cannot take {eta}: it is for euler and heun, with gamma from 0 to {MOST_CHURN}"
+        )
+    if not churned and not 0 <= eta <= 1:
+        raise ValueError(f"eta must be between 0 and 1, got {eta}")
+    if eta and not chosen.eta:
+        takers = ", ".join(name for name, one in SAMPLERS.items() if one.eta)
+        raise ValueError(f"{name} takes no eta, got {eta}: leave it out, or choose {takers}")
 
 
 def _first_step(steps: int, strength: float | None) -> int:
@@ -278,7 +340,10 @@ def _first_step(steps: int, strength: float | None) -> int:
 
 
 def make_plan(
-    calls: Sequence[Call], max_calls: int | Sequence[int], start: tuple[float, float]
+    calls: Sequence[Call],
+    max_calls: int | Sequence[int],
+    start: tuple[float, float],
+    limits: Limits = NO_LIMITS,
 ) -> Plan:
     """Calls as arrays, padded to `max_calls`; of several lengths, to the first that holds them.
 
@@ -296,25 +361,28 @@ def make_plan(
         widths = [(0, pad)] + [(0, 0)] * (array.ndim - 1)
         return jnp.asarray(np.pad(array, widths, constant_values=filler).astype(np.float32))
 
+    learned = any(call.log_variance for call in calls)
     padded_calls = Calls(
         timestep=padded([call.level.timestep for call in calls], 0.0),
         # 1 in the padding keeps divisions finite where nothing is kept anyway.
         alpha=padded([call.level.alpha for call in calls], 1.0),
         sigma=padded([call.level.sigma for call in calls], 1.0),
         state=padded([call.state for call in calls], 0.0),
-        log_variance=padded([call.log_variance or (0.0, 0.0) for call in calls], 0.0),
+        log_variance=padded([call.log_variance for call in calls], 0.0) if learned else None,
         active=jnp.asarray(np.arange(length) < len(calls)),
     )
-    return Plan(padded_calls, jnp.asarray(np.array(start, np.float32)))
+    start_and_limits = jax.tree.map(jnp.float32, (np.array(start), limits))
+    return Plan(padded_calls, *start_and_limits)
 
 
 def table() -> str:
     """The samplers as a table in Markdown: README.md holds it."""
     lines = [
-        "| sampler | order | calls per step | eta | source |",
-        "|---|---|---|---|---|",
+        "| sampler | order | calls per step | of N steps | eta | source |",
+        "|---|---|---|---|---|---|",
     ]
     for name, one in SAMPLERS.items():
         order = "stochastic" if one.order is None else one.order
-        lines.append(f"| {name} | {order} | {one.calls} | {one.eta} | {one.source} |")
+        cells = (name, order, one.calls, one.of_steps, one.eta, one.source)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)

@@ -7,6 +7,7 @@ time 0 is the least noisy.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -22,13 +23,16 @@ equation 5), "exponential" and "log-snr", both even in log(sigma / alpha), which
 round times."""
 
 End = Literal["data", "first"]
+"""Without noise, or at the schedule's time 0, its least noisy."""
 
 Times = Sequence[float | int] | np.ndarray
 """Times by hand, in any order."""
 
 Convention = Literal["ddim", "sigma", "multistep"]
 """How the code that published a sampler chooses times: DDIM, DDPM and PNDM; the family of
-k-diffusion, whose times may be fractions; the solvers in log-SNR, which place N + 1 points."""
+k-diffusion, whose times may be fractions; the solvers in log-SNR, which place N + 1 points. Each
+step leads to the next time: those of diffusers' DDIM and PNDM go down by T // N, which is the same
+for "leading" times alone."""
 
 LEAST_ALPHA_BAR = 2.0**-24
 """Of times without signal, as in diffusers."""
@@ -55,7 +59,9 @@ class Levels:
         self.log_spread = np.log(spread)
 
     def at_time(self, time: float | int) -> Level:
-        """The level of a time in [0, T); between whole times sigma / alpha is interpolated."""
+        """The level of a time from 0 to T - 1; between whole ones sigma / alpha is interpolated."""
+        if not 0 <= time <= len(self.alpha) - 1:
+            raise ValueError(f"times must be between 0 and {len(self.alpha) - 1}, got {time}")
         whole = round(time)
         if whole == time:
             return Level(time, float(self.alpha[whole]), float(self.sigma[whole]))
@@ -85,33 +91,50 @@ def visited(
     convention: Convention,
     *,
     offset: int = 1,
-    end: End = "data",
+    end: End | None = "data",
     exact: bool = False,
 ) -> list[Level]:
     """The levels of a run, from noise to data: one more than steps.
 
     Args:
         schedule: of training.
-        steps: 1 to T - offset; or the times of the steps, and the next two do not matter.
+        steps: at least 1; or the times where they begin, and the next three do not matter.
         spacing: see `Spacing`.
         convention: see `Convention`.
         offset: added to the times of "leading"; Stable Diffusion has 1.
-        end: "data" ends without noise, "first" at the schedule's time 0 (Stable Diffusion's DDIM
-            and PLMS).
+        end: see `End`. A step that would begin at time 0 is left out where the run ends there:
+            it would change nothing. None is "data" for such times, else "first".
         exact: see `Levels`.
 
     Raises:
-        ValueError: if `steps` is out of range.
+        ValueError: if `steps` or `offset` is out of range.
     """
     levels = Levels(schedule, exact)
-    last = END if end == "data" else levels.at_time(0)
     if not isinstance(steps, (int, np.integer)):
-        return [*(levels.at_time(float(time)) for time in sorted(steps, reverse=True)), last]
-    if spacing in ("leading", "trailing", "linspace"):
+        found = [levels.at_time(float(time)) for time in sorted(steps, reverse=True)]
+        if len({level.timestep for level in found}) != len(steps):
+            raise ValueError(f"the times of the steps must differ, got {[*map(float, steps)]}")
+    elif spacing in ("leading", "trailing", "linspace"):
         times = timesteps(schedule.train_steps, steps, spacing, convention, offset)
-        return [*(levels.at_time(float(time)) for time in times), last]
-    if not 1 <= steps <= schedule.train_steps:
-        raise ValueError(f"steps must be between 1 and {schedule.train_steps}, got {steps}")
+        found = [levels.at_time(float(time)) for time in times]
+    else:
+        found = _even(levels, steps, spacing, convention)
+    first = levels.at_time(0)
+    arrived = bool(found) and math.isclose(found[-1].sigma, first.sigma)
+    if end is None:
+        end = "data" if arrived else "first"
+    if end == "first" and arrived:
+        found.pop()
+    if not found:
+        raise ValueError("no step is left: take more of them, times above 0, or end at data")
+    return [*found, END if end == "data" else first]
+
+
+def _even(levels: Levels, steps: int, spacing: Spacing, convention: Convention) -> list[Level]:
+    """The levels of steps that are even in some function of sigma / alpha."""
+    train_steps = len(levels.alpha)
+    if not 1 <= steps <= train_steps:
+        raise ValueError(f"steps must be between 1 and {train_steps}, got {steps}")
     most, least = np.exp(levels.log_spread[[-1, 0]])
     if spacing == "karras":
         ramp = np.linspace(most ** (1 / KARRAS_RHO), least ** (1 / KARRAS_RHO), steps)
@@ -119,16 +142,14 @@ def visited(
     else:
         spreads = np.exp(np.linspace(math.log(most), math.log(least), steps))
     found = [levels.at_spread(float(spread)) for spread in spreads]
-    if convention == "multistep":
-        # Published code rounds times, but cuts "exponential" ones off, computed a little low.
-        times = [level.timestep for level in found]
-        if spacing == "exponential":
-            times = [max(math.floor(time - 1e-6), 0) for time in times]
-        found = [
-            Level(round(time), level.alpha, level.sigma)
-            for time, level in zip(times, found, strict=True)
-        ]
-    return [*found, last]
+    if convention != "multistep":
+        return found
+
+    def whole(time: float) -> int:
+        """Published code rounds times, but cuts "exponential" ones off, computed a little low."""
+        return max(math.floor(time - 1e-6), 0) if spacing == "exponential" else round(time)
+
+    return [replace(level, timestep=whole(level.timestep)) for level in found]
 
 
 def timesteps(
@@ -139,15 +160,20 @@ def timesteps(
     Raises:
         ValueError: if there are not as many times as steps.
     """
+    leading = spacing == "leading"
     one_more = convention == "multistep" and spacing != "trailing"
-    most = train_steps - one_more - (offset if spacing == "leading" else 0)
+    most = train_steps - one_more - (leading and offset > 0)
     if not 1 <= steps <= most:
         raise ValueError(f"steps must be between 1 and {most}, got {steps}")
     points = steps + one_more
+    if leading:
+        stride = train_steps // points
+        room = train_steps - 1 - (points - 1) * stride
+        if not 0 <= offset <= room:
+            raise ValueError(f"offset must be between 0 and {room} for {steps} steps, got {offset}")
+        return (np.arange(points) * stride)[::-1][:steps] + float(offset)
     if spacing == "trailing":
         return np.round(np.arange(train_steps, 0, -train_steps / steps))[:steps] - 1
-    if spacing == "leading":
-        return (np.arange(points) * (train_steps // points))[::-1][:steps] + float(offset)
     times = np.linspace(0, train_steps - 1, points)[::-1][:steps]
     return times if convention == "sigma" else np.round(times)
 

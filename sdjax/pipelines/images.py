@@ -59,11 +59,17 @@ def webui_text(recipes: Sequence[Mapping[str, Any]]) -> str:
     if first["negative"]:
         lines.append(f"Negative prompt: {first['negative']}")
     seeds = " ".join(str(recipe["seed"]) for recipe in recipes)
-    lines.append(
+    settings = (
         f"Steps: {first['steps']}, Sampler: {first['sampler']}, CFG scale: {first['guidance']}, "
         f"Seed: {seeds}, Size: {first['width']}x{first['height']}, Model: {first['model']}, "
-        f"Version: sdjax {version('sdjax')}"
     )
+    if "image_sha256" in first:
+        settings += f"Denoising strength: {first['strength']}, "
+        settings += f"Init image hash: {first['image_sha256'][:10]}, "
+    if "latents_sha256" in first:
+        hashes = " ".join(recipe["latents_sha256"][:10] for recipe in recipes)
+        settings += f"Noise hash: {hashes}, "
+    lines.append(f"{settings}Version: sdjax {version('sdjax')}")
     return "\n".join(lines)
 
 

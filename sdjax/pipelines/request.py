@@ -1,16 +1,22 @@
-"""What is asked of a text-to-image pipeline: resolved and checked before anything is compiled."""
+"""What is asked of a text-to-image pipeline: completed and checked before anything is compiled."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
 from sdjax.config import StableDiffusion
-from sdjax.diffusion.samplers import Plan, Start, find_sampler, sampling_plan
+from sdjax.diffusion.samplers import (
+    Plan,
+    Start,
+    find_sampler,
+    sampling_plan,
+)
 from sdjax.diffusion.times import Spacing
 from sdjax.image.preprocess import to_picture
 
@@ -19,6 +25,17 @@ CALL_LIMITS = (100, 500, 2000)
 
 STRENGTH = 0.75
 """Where an image is given without one: as in the original img2img of Stable Diffusion."""
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a model uses where the caller says nothing."""
+
+    steps: int = 50
+    guidance: float = 7.5
+    sampler: str = "ddim"
+    spacing: Spacing | None = None  # None: what suits the schedule
+    offset: int = 1  # of "leading" times; Stable Diffusion's
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +54,7 @@ class Request:
     size: tuple[int, int]  # height and width in pixels
     sampler: str
     spacing: Spacing
+    offset: int
     eta: float
     image: Image.Image | None
     strength: float | None  # None: no image
@@ -89,6 +107,11 @@ class Request:
         height, width = self.size
         return len(self.prompts) * self.n, height // factor, width // factor, channels
 
+    @property
+    def pixels(self) -> UInt8[np.ndarray, "height width 3"] | None:
+        """The image to redraw, in the size of the request."""
+        return None if self.image is None else np.asarray(fitted(self.image, self.size))
+
     def plan(self) -> Plan:
         """The calls of the network.
 
@@ -101,13 +124,17 @@ class Request:
             CALL_LIMITS,
             sampler=self.sampler,
             spacing=self.spacing,
+            offset=self.offset,
             eta=self.eta,
             strength=self.strength,
             start=self.start,
         )
 
     def recipes(self) -> list[dict[str, Any]]:
-        """What is written into each image: the arguments but `latents` and `image`."""
+        """What is written into each image: the arguments, of `image` and `latents` the SHA-256.
+
+        Whoever has both draws the image again, and sees by the sums that they are the right ones.
+        """
         settings: dict[str, Any] = {
             "negative": self.negative,
             "steps": self.steps,
@@ -120,12 +147,19 @@ class Request:
             "height": self.size[0],
             "model": self.model,
         }
-        if self.image is not None:
+        if self.spacing == "leading":
+            settings["offset"] = self.offset
+        if (pixels := self.pixels) is not None:
             settings |= {"strength": self.strength, "start": self.start}
-        return [
+            settings["image_sha256"] = _sha256(pixels)
+        recipes = [
             {"prompt": text, "seed": int(seed), **settings}
             for text, seed in zip(self.texts, self.seeds, strict=True)
         ]
+        if self.latents is not None:
+            for recipe, noise in zip(recipes, np.asarray(self.latents, np.float32), strict=True):
+                recipe["latents_sha256"] = _sha256(noise)
+        return recipes
 
     def _check_words(self) -> None:
         if self.config.conditioning != "text":
@@ -162,6 +196,71 @@ class Request:
                 )
 
 
+def complete(
+    model: str,
+    config: StableDiffusion,
+    defaults: Defaults,
+    *,
+    prompts: Sequence[str],
+    seed: int | Sequence[int] | Int[np.ndarray, " prompts"],
+    size: int | tuple[int, int] | None,
+    steps: int | None,
+    guidance: float | None,
+    sampler: str | None,
+    spacing: str | None,
+    offset: int | None,
+    image: Image.Image | np.ndarray | None,
+    strength: float | None,
+    **others: Any,
+) -> Request:
+    """The request, in which what the caller left open (None) is the model's or the image's.
+
+    Args:
+        model: its name.
+        config: its sizes and schedule.
+        defaults: its own.
+        prompts: at least one.
+        seed: of all prompts, or of each.
+        size: one number, or (height, width).
+        steps: see `Request`, like all that follow.
+        guidance: scale.
+        sampler: its name.
+        spacing: if the sampler's name says none.
+        offset: of "leading" times.
+        image: Pillow, or pixels.
+        strength: of redrawing it.
+        **others: the other fields of `Request`.
+
+    Raises:
+        ValueError: for anything that cannot be drawn.
+    """
+    sampler = defaults.sampler if sampler is None else sampler
+    chosen, named = find_sampler(sampler, spacing)
+    picture = None if image is None else to_picture(image)
+    if picture is not None and strength is None:
+        strength = 1.0 if chosen.inverse else STRENGTH
+    if size is None:
+        size = (picture.height, picture.width) if picture else config.image_size
+    seeds = seed.tolist() if isinstance(seed, np.ndarray) else seed
+    return Request(
+        model=model,
+        config=config,
+        prompts=tuple(prompts),
+        first_seeds=tuple(seeds) if isinstance(seeds, Sequence) else (seeds,) * len(prompts),
+        size=size if isinstance(size, tuple) else (size, size),
+        steps=defaults.steps if steps is None else steps,
+        guidance=defaults.guidance if guidance is None else guidance,
+        sampler=sampler,
+        spacing=named
+        or defaults.spacing
+        or ("trailing" if config.schedule.zero_snr else "leading"),
+        offset=defaults.offset if offset is None else offset,
+        image=picture,
+        strength=strength,
+        **others,
+    )
+
+
 def check_styles(model: str, styles: Sequence[str], texts: Sequence[str]) -> None:
     """Refuse a style that a model with few of them does not know."""
     for text in texts:
@@ -179,3 +278,7 @@ def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     if image.size == (width, height):
         return image
     return image.resize((width, height), Image.Resampling.LANCZOS)
+
+
+def _sha256(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest()

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sdjax.diffusion.guidance import guide_doubled
+from sdjax.diffusion.limits import Limits
 from sdjax.diffusion.loop import (
-    Limits,
     begin,
     begin_state,
     call,
@@ -19,6 +19,8 @@ from sdjax.diffusion.loop import (
 )
 from sdjax.diffusion.parameterization import split
 from sdjax.diffusion.samplers import SAMPLERS, sampling_plan
+from sdjax.diffusion.solvers import pairs
+from sdjax.diffusion.times import visited
 from sdjax.presets import SD_SCHEDULE
 
 SHAPE = (2, 2, 3)
@@ -26,8 +28,10 @@ MODES = [("ddim", 1.0), ("plms", 0.0), ("euler a", 0.0), ("heun", 0.3), ("unipc"
 EVERY_MODE = pytest.mark.parametrize(("sampler", "eta"), MODES)
 
 
-def plan_of(steps, max_calls, sampler="ddim", eta=0.0, schedule=SD_SCHEDULE):
-    return sampling_plan(schedule, steps, max_calls, sampler=sampler, spacing="trailing", eta=eta)
+def plan_of(steps, max_calls, sampler="ddim", eta=0.0, **options):
+    return sampling_plan(
+        SD_SCHEDULE, steps, max_calls, sampler=sampler, spacing="trailing", eta=eta, **options
+    )
 
 
 def network(weight, x, timesteps):
@@ -107,23 +111,24 @@ def test_every_sampler_and_number_is_one_program():
     traces = []
 
     @jax.jit
-    def guided(plan, x, keys, scale, limits):
+    def guided(plan, x, keys, scale):
         traces.append(x.shape)
         final, path = sample(
-            lambda x, t: scale * network(WEIGHT, x, t), plan, x, keys, prediction="v", limits=limits
+            lambda x, t: scale * network(WEIGHT, x, t), plan, x, keys, prediction="v"
         )
         assert path is None  # not asked for
         return final
 
     results = []
-    for k, (name, sampler) in enumerate(SAMPLERS.items()):
+    samplers = {name: one for name, one in SAMPLERS.items() if not one.learned}
+    for k, (name, sampler) in enumerate(samplers.items()):
         x, keys = start([k, k + 1])
-        plan = plan_of(5 + k % 4, 40, name, 0.3 if sampler.eta else 0.0)
-        limits = Limits(jnp.float32(1 + k))
-        results.append(np.asarray(guided(plan, x, keys, jnp.float32(1 + k), limits)))
+        eta = 0.3 if sampler.eta else 0.0
+        plan = plan_of(5 + k % 4, 40, name, eta, limits=Limits(1.0 + k, agree=k % 2))
+        results.append(np.asarray(guided(plan, x, keys, jnp.float32(1 + k))))
     assert traces == [(2, *SHAPE)]
     assert all(np.isfinite(result).all() for result in results)
-    jax.eval_shape(guided, plan_of(5, 40), *start([0, 1, 2]), jnp.float32(1), limits)
+    jax.eval_shape(guided, plan_of(5, 40), *start([0, 1, 2]), jnp.float32(1))
     assert len(traces) == 2
 
 
@@ -181,46 +186,125 @@ def test_a_network_in_bfloat16_leaves_the_loop_in_float32():
 
     x, keys = start([0, 1])
     plan = plan_of(10, 10)
-    final, _ = sample(low, plan, x, keys, prediction="v")
-    assert final.dtype == jnp.float32
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(plan)} == {"float32", "bool"}
+    final, path = sample(low, plan, x, keys, prediction="v", trajectory=True)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((final, path))} == {"float32"}
     assert set(seen) == {(jnp.dtype("float32"), jnp.dtype("float32"))}
-    exact, _ = run(WEIGHT, plan, x, keys)
-    assert np.abs(final - exact).max() < 0.05
-    for values in (*plan.calls[:-1], plan.start):
-        assert values.dtype == jnp.float32
+    # The loop itself rounds nothing but to float32, whose half digit is 6e-8 of about 3.
+    levels = visited(SD_SCHEDULE, 10, "trailing", "ddim")
+    np.testing.assert_array_equal(plan.calls.timestep, [level.timestep for level in levels[:-1]])
+    for k, (here, there) in enumerate(pairs(levels)):
+        x0, eps = (np.asarray(values[k], np.float64) for values in (path.x0, path.eps))
+        np.testing.assert_allclose(here.alpha * x0 + here.sigma * eps, path.x[k], atol=1e-6)
+        following = final if k == 9 else path.x[k + 1]
+        np.testing.assert_allclose(there.alpha * x0 + there.sigma * eps, following, atol=1e-6)
+
+
+# Learned variance
+
+
+def twice(x, timesteps):
+    output = network(WEIGHT, x, timesteps)
+    return jnp.concatenate([output, jnp.tanh(x)], -1)
+
+
+def test_learned_variance_scales_the_noise_where_the_sampler_wants_it():
+    x, keys = start([0])
+    learned, small, large, ddim = (
+        plan_of(4, 4, name) for name in ("ddpm learned", "ddpm", "ddpm large", "ddim")
+    )
+
+    def first(plan, denoise):
+        info = jax.tree.map(lambda values: values[0], plan.calls)
+        return call(denoise, info, 0, begin_state(x), keys, prediction="v")[0][0]
+
+    noise = normal_per_image(keys, SHAPE, 1)
+    mean = first(small, twice) - small.calls.state[0, 0, 8] * noise
+    least, most = small.calls.state[0, 0, 8], large.calls.state[0, 0, 8]
+    share = (jnp.tanh(x) + 1) / 2
+    wanted = mean + least ** (1 - share) * most**share * noise
+    np.testing.assert_allclose(first(learned, twice), wanted, atol=1e-5)
+    # Other samplers take the prediction, and leave the variance.
+    half = first(ddim, lambda x, t: network(WEIGHT, x, t))
+    np.testing.assert_array_equal(first(ddim, twice), half)
+
+
+def test_learned_variance_that_the_network_does_not_say_is_refused():
+    x, keys = start([0])
+    with pytest.raises(ValueError, match="says the variance, too: 6 channels for 3, got 3"):
+        run(WEIGHT, plan_of(4, 4, "unclip"), x, keys)
 
 
 # Limits
 
 
+@jax.jit
+def x0_run(plan, x, keys, most):
+    """A network that predicts x0, of which values beyond `most` are cut off."""
+
+    def denoise(x, t):
+        return jnp.clip(2 * network(WEIGHT, x, t), -most, most)
+
+    return sample(denoise, plan, x, keys, prediction="x0")[0]
+
+
+@pytest.mark.parametrize("name", [name for name, one in SAMPLERS.items() if not one.learned])
+def test_limits_reach_every_sampler_as_if_the_network_kept_them(name):
+    # Those that walk along eps alone, too.
+    x, keys = start([0, 1])
+    free, limited = (plan_of(5, 16, name, limits=Limits(clip)) for clip in (jnp.inf, 0.4))
+    found, wanted = x0_run(limited, x, keys, jnp.inf), x0_run(free, x, keys, 0.4)
+    np.testing.assert_allclose(found, wanted, atol=2e-4)
+    assert np.abs(x0_run(free, x, keys, jnp.inf) - wanted).max() > 0.1
+    # The last step of these leads to the last x0 itself.
+    sampler = SAMPLERS[name]
+    if not (sampler.end == "first" or sampler.inverse or name in ("lms", "plms", "pndm")):
+        assert np.abs(found).max() < 0.4 + 1e-4
+
+
 def test_clipping_and_dynamic_thresholding():
     x, keys = start([0, 1])
-    plan = plan_of(6, 6)
     loose = lambda x, t: 3 * network(WEIGHT, x, t)  # noqa: E731
 
-    def x0s(**options):
-        return sample(loose, plan, x, keys, prediction="v", trajectory=True, **options)[1].x0
+    def x0s(limits):
+        plan = plan_of(6, 6, limits=limits)
+        return sample(loose, plan, x, keys, prediction="v", trajectory=True)[1].x0
 
-    free = x0s()
+    free = x0s(Limits())
     assert np.abs(free).max() > 1.5
     first = np.clip(free[0], -0.5, 0.5)
-    np.testing.assert_allclose(x0s(limits=Limits(0.5))[0], first)
-    found = x0s(limits=Limits(quantile=0.8, most=1.5))
+    np.testing.assert_allclose(x0s(Limits(0.5))[0], first)
+    found = x0s(Limits(quantile=0.8, most=1.5))
     size = np.quantile(np.abs(free[0].reshape(2, -1)), 0.8, axis=1)
     size = np.clip(size, 1, 1.5)[:, None, None, None]
     np.testing.assert_allclose(found[0], np.clip(free[0], -size, size) / size, rtol=1e-5)
 
 
-def test_eps_may_follow_the_clipped_data():
+def test_eps_follows_the_limited_data_unless_it_is_left_alone():
     x, keys = start([0])
-    plan = plan_of(4, 4)
-    options = {"prediction": "v", "trajectory": True, "limits": Limits(0.3)}
-    path = sample(
-        lambda x, t: network(WEIGHT, x, t), plan, x, keys, eps_from_clipped=True, **options
-    )[1]
-    for k in range(4):
-        mixed = plan.calls.alpha[k] * path.x0[k] + plan.calls.sigma[k] * path.eps[k]
-        np.testing.assert_allclose(mixed, path.x[k], atol=1e-5)
+    for agree in (1.0, 0.0):
+        plan = plan_of(4, 4, limits=Limits(0.3, agree=agree))
+        _, path = run(WEIGHT, plan, x, keys)
+        assert np.abs(path.x0).max() < 0.3 + 1e-6
+        for k in range(4):
+            alpha, sigma, t = (values[k] for values in plan.calls[1:3] + plan.calls[:1])
+            _, said = split(network(WEIGHT, path.x[k], t[None]), path.x[k], alpha, sigma, "v")
+            agreeing = (path.x[k] - alpha * path.x0[k]) / sigma
+            np.testing.assert_allclose(path.eps[k], agreeing if agree else said, atol=1e-5)
+            assert np.abs(agreeing - said).max() > 1e-2
+
+
+def test_limits_stay_finite_where_there_is_no_noise():
+    # The inverse from an image itself: eps is free there, and its gradient finite.
+    x, keys = start([0])
+    plan = sampling_plan(SD_SCHEDULE, 4, sampler="ddim inverse", end="data", limits=Limits(0.5))
+    assert plan.calls.sigma[0] == 0
+
+    def loss(x):
+        return sample(lambda x, t: network(WEIGHT, x, t), plan, x, keys, prediction="v")[0].sum()
+
+    value, slope = jax.value_and_grad(loss)(x)
+    assert np.isfinite(value) and np.isfinite(slope).all()
 
 
 # Guidance and gradients

@@ -1,16 +1,28 @@
 """The table of samplers, their names, the times they visit, and the padded plan."""
 
+import inspect
+from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from golden_rule import golden
 from golden_tables import TABLES, table_cases
 
 from sdjax.config import Schedule
-from sdjax.diffusion.samplers import ALIASES, SAMPLERS, find_sampler, sampling_plan, table
+from sdjax.diffusion.limits import Limits
+from sdjax.diffusion.samplers import (
+    ALIASES,
+    SAMPLERS,
+    default_spacing,
+    find_sampler,
+    sampling_plan,
+    table,
+)
 from sdjax.diffusion.schedule import alpha_bars
-from sdjax.diffusion.solvers import ddim
+from sdjax.diffusion.solvers import SLOTS, Churn, ddim
+from sdjax.diffusion.solvers.onestep import MOST_CHURN
 from sdjax.diffusion.times import ldm_timesteps, openai_timesteps, timesteps, visited
 from sdjax.presets import SD_SCHEDULE
 
@@ -30,6 +42,8 @@ def test_aliases_mean_samplers_in_any_case():
     assert find_sampler("DPM++ 2M Karras") == (SAMPLERS["dpm++ 2m"], "karras")
     assert find_sampler("k_lms") == (SAMPLERS["lms"], "linspace")
     assert find_sampler("plms", "trailing") == (SAMPLERS["plms"], "trailing")
+    assert find_sampler("unclip")[1] == find_sampler("UNCLIP prior")[1] == "linspace"
+    assert find_sampler("unclip", "trailing")[1] == "trailing"
 
 
 @pytest.mark.parametrize(
@@ -39,7 +53,16 @@ def test_aliases_mean_samplers_in_any_case():
         ({"spacing": "wide"}, "unknown spacing 'wide': choose among leading, trailing"),
         ({"sampler": "lms karras", "spacing": "leading"}, "means the spacing 'karras'"),
         ({"sampler": "lms", "eta": 0.5}, "lms takes no eta, got 0.5: .*choose ddim, euler, heun"),
-        ({"sampler": "dpm 2m", "end": "data"}, "dpm 2m must end with noise"),
+        ({"sampler": "dpm 2m", "end": "data"}, "dpm 2m must end at 'first', not at 'data'"),
+        ({"sampler": "ddpm", "end": "first"}, "ddpm must end at 'data', not at 'first'"),
+        ({"sampler": "lms", "eta": Churn(0.1)}, "lms cannot take Churn.*for euler and heun"),
+        ({"sampler": "heun", "eta": Churn(0.5)}, "heun cannot take .*gamma from 0 to 0.41"),
+        ({"offset": -1}, "offset must be between 0 and 99 for 10 steps, got -1"),
+        ({"offset": 100}, "offset must be between 0 and 99 for 10 steps, got 100"),
+        ({"steps": []}, "no step is left"),
+        ({"steps": [500, 1, 500]}, "the times of the steps must differ, got .*500.0, 1.0, 500.0"),
+        ({"steps": [500, -1]}, "times must be between 0 and 999, got -1"),
+        ({"steps": [999.5, 1]}, "times must be between 0 and 999, got 999.5"),
         ({"eta": 1.5}, "eta must be between 0 and 1, got 1.5"),
         ({"strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
         ({"strength": 0.05}, "strength 0.05 leaves none of 10 steps"),
@@ -49,7 +72,15 @@ def test_aliases_mean_samplers_in_any_case():
 )
 def test_bad_names_and_numbers_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
-        sampling_plan(SD_SCHEDULE, 10, **arguments)
+        sampling_plan(SD_SCHEDULE, **{"steps": 10, **arguments})
+
+
+def test_unknown_words_are_refused():
+    unchecked = inspect.unwrap(sampling_plan)  # without the types that are checked in tests alone
+    with pytest.raises(ValueError, match="'noise' is unknown: choose data or first"):
+        unchecked(SD_SCHEDULE, 10, end="noise")
+    with pytest.raises(ValueError, match="'sd' is unknown: choose diffusers or ldm"):
+        unchecked(SD_SCHEDULE, 10, start="sd")
 
 
 # Times
@@ -124,6 +155,40 @@ def test_times_by_hand_make_a_plan():
     assert short.count == 27 and short.calls.timestep[0] == 997
 
 
+def test_times_by_hand_that_come_to_zero_end_where_they_can():
+    assert openai_timesteps(1000, "25")[0] == 0
+    for name in ("ddim", "plms", "ddpm learned", "euler"):  # as they were published: at data
+        plan = sampling_plan(SD_SCHEDULE, openai_timesteps(1000, "25"), sampler=name)
+        assert plan.count == 25 + (name == "plms")
+        assert plan.calls.timestep[-1] == 0 and abs(last_sigma(plan)) < 1e-5
+    # Where a run must end at time 0, no step begins there.
+    plan = sampling_plan(SD_SCHEDULE, [0, 250, 900], sampler="dpm 2m")
+    np.testing.assert_array_equal(plan.calls.timestep, [900, 250])
+    plan = sampling_plan(SD_SCHEDULE, [0, 250, 900], sampler="ddim", end="first")
+    np.testing.assert_array_equal(plan.calls.timestep, [900, 250])
+    assert last_sigma(plan) == pytest.approx(np.sqrt(1 - alpha_bars(SD_SCHEDULE)[0]))
+
+
+def last_sigma(plan):
+    """Noise of the last x, if eps is 1 and x0 is 0 all the time."""
+    column = np.zeros(SLOTS)
+    column[0] = plan.calls.sigma[0]
+    for matrix in np.asarray(plan.calls.state):
+        column = matrix @ [*column, 0, 1, 0]
+    return column[0]
+
+
+def test_leading_times_by_offset():
+    for offset in (0, 1, 7):
+        plan = sampling_plan(SD_SCHEDULE, 4, sampler="ddpm", offset=offset)
+        np.testing.assert_array_equal(plan.calls.timestep, np.array([750, 500, 250, 0]) + offset)
+        # The published DDPM ends without noise, whatever the offset.
+        np.testing.assert_allclose(plan.calls.state[-1, 0], np.eye(9)[6], atol=1e-7)
+    assert last_sigma(sampling_plan(SD_SCHEDULE, 4, offset=1)) > 0.02
+    assert last_sigma(sampling_plan(SD_SCHEDULE, 4, offset=0)) < 1e-5  # already at time 0
+    assert sampling_plan(SD_SCHEDULE, 1000, offset=0).calls.timestep[0] == 999
+
+
 # The plan
 
 
@@ -148,18 +213,61 @@ def test_padding_is_inactive_finite_and_keeps_the_shape(sampler):
     count = short.count
     np.testing.assert_array_equal(plan.calls.active, np.arange(8) < count)
     for field, whole, unpadded in zip(plan.calls._fields, plan.calls, short.calls, strict=True):
+        if field == "log_variance" and sampler != "ddpm learned":
+            assert whole is unpadded is None
+            continue
         assert whole.dtype == (bool if field == "active" else np.float32)
         np.testing.assert_array_equal(whole[:count], unpadded)
         assert np.isfinite(whole).all()
     assert (plan.calls.sigma[count:] == 1).all() and (plan.calls.alpha[count:] == 1).all()
 
 
-def test_calls_per_step():
+def test_calls_of_a_run():
+    words = {1: "N", 2: "2N - 1"}
     for name, sampler in SAMPLERS.items():
-        warm_up = {"plms": 1, "pndm": 9}.get(name, 0)
-        last = 1 if sampler.calls == 2 else 0  # whose last step is one of Euler
+        more = {"plms": 1, "pndm": 9}.get(name, 0)
+        last = sampler.calls - 1  # whose last step is one of Euler
         plan = sampling_plan(SD_SCHEDULE, 20, sampler=name)
-        assert plan.count == 20 * sampler.calls + warm_up - last, name
+        assert plan.count == 20 * sampler.calls + more - last, name
+        assert sampler.of_steps == (f"N + {more}" if more else words[sampler.calls]), name
+
+
+# Churn and limits
+
+
+def test_churn_is_a_share_of_the_most_or_said_in_full():
+    for name in ("euler", "heun"):
+        share, full = (
+            sampling_plan(SD_SCHEDULE, 6, sampler=name, eta=eta).calls
+            for eta in (0.5, Churn(0.5 * MOST_CHURN))
+        )
+        np.testing.assert_array_equal(share.state, full.state)
+        some = sampling_plan(SD_SCHEDULE, 6, sampler=name, eta=Churn(0.2, most=2.0)).calls
+        plain = sampling_plan(SD_SCHEDULE, 6, sampler=name).calls
+        spreads, usual = (np.asarray(calls.sigma / calls.alpha) for calls in (some, plain))
+        here = (
+            (np.arange(len(usual)) % SAMPLERS[name].calls == 0) & (usual < 2) & (usual < usual[0])
+        )
+        np.testing.assert_allclose(spreads, np.where(here, 1.2, 1) * usual, rtol=1e-5)
+
+
+def test_unclip_brings_its_clipping():
+    for name, clip in (("unclip", 1), ("unclip prior", 5), ("ddim", np.inf)):
+        assert sampling_plan(SD_SCHEDULE, 4, sampler=name).limits.clip == clip
+        given = sampling_plan(SD_SCHEDULE, 4, sampler=name, limits=Limits(2.0))
+        assert given.limits.clip == 2
+    decoder, learned = (
+        sampling_plan(SD_SCHEDULE, 4, sampler=name, spacing="linspace").calls
+        for name in ("unclip", "ddpm learned")
+    )
+    jax.tree.map(np.testing.assert_array_equal, decoder, learned)
+
+
+def test_x0_says_nothing_about_noise_where_there_is_none():
+    schedule = replace(SD_SCHEDULE, prediction="x0")
+    assert sampling_plan(schedule, 10, sampler="ddim inverse").calls.sigma[0] > 0
+    with pytest.raises(ValueError, match="the noise where there is none.*take end 'first'"):
+        sampling_plan(schedule, 10, sampler="ddim inverse", end="data")
 
 
 # Where a run begins
@@ -199,6 +307,15 @@ def test_zero_snr_is_taken_as_it_is_or_as_nearly_zero():
     schedule = Schedule("scaled_linear", prediction="v", zero_snr=True)
     for name, sampler in SAMPLERS.items():
         plan = sampling_plan(schedule, 10, sampler=name, spacing="trailing")
-        assert all(np.isfinite(values).all() for values in plan.calls), name
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(plan.calls)), name
         if not sampler.inverse:
             assert plan.calls.alpha[0] == (0 if sampler.exact else np.float32(2.0**-12)), name
+
+
+def test_zero_snr_means_trailing_times():
+    schedule = Schedule("scaled_linear", prediction="v", zero_snr=True)
+    for name in ("ddim", "euler", "dpm++ 2m"):
+        assert sampling_plan(schedule, 10, sampler=name).calls.timestep[0] == 999
+    assert default_spacing(schedule) == "trailing" and default_spacing(SD_SCHEDULE) == "leading"
+    # Who asks for others gets them.
+    assert sampling_plan(schedule, 10, spacing="leading").calls.timestep[0] == 901

@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from typing import get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,13 @@ from golden_samplers import (
 )
 
 from sdjax.diffusion import solvers
+from sdjax.diffusion.limits import NO_LIMITS
 from sdjax.diffusion.loop import begin, image_keys, initial_noise, sample
-from sdjax.diffusion.samplers import SAMPLERS, sampling_plan
-from sdjax.diffusion.solvers import Level
+from sdjax.diffusion.samplers import SAMPLERS, Plan, sampling_plan
+from sdjax.diffusion.solvers import Call, Churn, Level
 from sdjax.diffusion.solvers.exponential import singlestep_orders
 from sdjax.diffusion.solvers.maps import EPS, NOISE, X0, X, lagrange
-from sdjax.diffusion.times import Levels, of_spread
+from sdjax.diffusion.times import END, End, Levels, Spacing, of_spread, visited
 from sdjax.presets import SD_SCHEDULE
 
 # Recorded runs
@@ -122,9 +124,10 @@ def test_a_sampler_has_its_order(name):
         return sampler.build(levels, EVEN, 0.0)
 
     levels = even if name in EVEN_ONLY else graded
-    counts = (16, 32, 64) if name == "unipc 3" else (64, 128, 256)  # then rounding counts
+    most = name.startswith("unipc 3")
+    counts = (16, 32, 64) if most else (64, 128, 256)  # then rounding counts
     found = slopes(build, levels, counts)
-    if name == "unipc 3":
+    if most:
         assert min(found) > sampler.order
     else:
         assert found == pytest.approx([sampler.order] * 2, abs=0.25)
@@ -204,7 +207,14 @@ def test_a_stochastic_sampler_draws_the_right_mean_and_covariance(name):
     steps = 200 // sampler.calls
     spacing = "trailing" if sampler.convention == "ddim" else "linspace"
     plan = sampling_plan(
-        SD_SCHEDULE, steps, 200, sampler=name, spacing=spacing, end="data", **STOCHASTIC[name]
+        SD_SCHEDULE,
+        steps,
+        200,
+        sampler=name,
+        spacing=spacing,
+        end="data",
+        limits=NO_LIMITS,
+        **STOCHASTIC[name],
     )
     draw = drawn_learned if sampler.learned else drawn
     points = np.asarray(draw(plan, image_keys(jnp.arange(8192))))[:, 0, 0]
@@ -267,7 +277,7 @@ def test_a_step_without_noise_keeps_the_opinion(alpha_bars):
     wanted = there.alpha * 0.7 - there.sigma * 1.3
     for calls in (
         solvers.ddim([here, there]),
-        solvers.euler_churn([here, there], EVEN.at_spread, 0.0),
+        solvers.euler_churn([here, there], EVEN.at_spread),
     ):
         assert next_x(calls[0], here) == pytest.approx((wanted, 0.0))
     for order in (1, 2, 3):
@@ -299,11 +309,115 @@ def test_noise_leads_back_to_the_level(name):
         assert math.hypot(mean, deviation) == pytest.approx(following.level.sigma, rel=1e-9)
 
 
-def test_churn_raises_the_level_of_every_step_but_the_first():
+@pytest.mark.parametrize("build", [solvers.euler_churn, solvers.heun])
+def test_churn_raises_the_level_of_every_step_but_the_first(build):
     levels = even(4)
-    calls = solvers.euler_churn(levels, EVEN.at_spread, 0.2)
-    found = [call.level.spread / level.spread for call, level in zip(calls, levels, strict=False)]
-    assert found == pytest.approx([1, 1.2, 1.2, 1.2])
+    churn = Churn(0.2, least=levels[3].spread * 1.01, noise=1.5)  # not the last step
+    plain, calls = build(levels, EVEN.at_spread), build(levels, EVEN.at_spread, churn)
+    found = [b.level.spread / a.level.spread for a, b in zip(plain, calls, strict=True)]
+    raised = {solvers.euler_churn: [1, 1.2, 1.2, 1], solvers.heun: [1, 1, 1.2, 1, 1.2, 1, 1, 1]}
+    assert found == pytest.approx(raised[build])
+    noise = [call.state[0] @ NOISE / call.level.alpha for call in calls]
+    assert np.count_nonzero(noise) == 2
+    call = calls[1 if build is solvers.heun else 0]  # at the end of the step before
+    wanted = 1.5 * levels[1].spread * math.sqrt(1.2**2 - 1) * EVEN.at_spread(
+        1.2 * levels[1].spread
+    ).alpha  # fmt: skip
+    assert call.state[0] @ NOISE == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("build", [solvers.euler_churn, solvers.heun])
+def test_early_churn_looks_before_the_noise(build):
+    levels = even(3)
+    plain = build(levels, EVEN.at_spread)
+    calls = build(levels, EVEN.at_spread, Churn(0.2, early=True))
+    assert [call.level for call in calls] == [call.level for call in plain]
+    # From pure noise the next x has the spread of its level, and all of the new noise is in it.
+    mean, deviation = next_x(calls[0], levels[0], (0.0, 1.0))
+    up = levels[0].spread * math.sqrt(1.2**2 - 1)
+    assert deviation == pytest.approx(levels[1].alpha * up)
+    down = levels[0].spread + levels[1].spread - 1.2 * levels[0].spread
+    assert mean == pytest.approx(levels[1].alpha * down)
+
+
+# k-diffusion's own samplers, in its words: x0 + s eps, t = -log s
+
+
+def stochastic_step(name, levels, x, opinions, noises):
+    """x / alpha at the last level by our calls, with these opinions x0 and noises."""
+    calls = SAMPLERS[name].build(levels, EVEN, 0.0)
+    column = np.zeros(solvers.SLOTS)
+    column[0] = x * levels[0].alpha
+    for call, x0, noise in zip(calls, opinions, noises, strict=True):
+        eps = (column[0] - call.level.alpha * x0) / call.level.sigma
+        column = call.state @ [*column, x0, eps, noise]
+    return column[0] / levels[-1].alpha
+
+
+def down_and_up(s, s_next):
+    up = min(s_next, math.sqrt(s_next**2 * (s**2 - s_next**2) / s**2))
+    return math.sqrt(s_next**2 - up**2), up
+
+
+def test_dpm_plus_plus_2s_a_in_the_words_of_k_diffusion():
+    levels = [EVEN.at_time(0.3), EVEN.at_time(0.6)]
+    s, s_next = (level.spread for level in levels)
+    x, (first, second), noise = 1.7, (0.4, -0.2), 0.9
+    down, up = down_and_up(s, s_next)
+    h = math.log(s / down)
+    wanted = math.exp(-h) * x - math.expm1(-h) * second + up * noise
+    found = stochastic_step("dpm++ 2s a", levels, x, (first, second), (5.0, noise))
+    assert found == pytest.approx(wanted)
+    middle = SAMPLERS["dpm++ 2s a"].build(levels, EVEN, 0.0)[1].level.spread
+    assert middle == pytest.approx(math.sqrt(s * down))
+
+
+def test_dpm_plus_plus_sde_in_the_words_of_k_diffusion():
+    levels = [EVEN.at_time(0.3), EVEN.at_time(0.6)]
+    s, s_next = (level.spread for level in levels)
+    x, (first, second), (early, late) = 1.7, (0.4, -0.2), (0.9, -0.6)
+    middle = math.sqrt(s * s_next)
+    calls = SAMPLERS["dpm++ sde"].build(levels, EVEN, 0.0)
+    assert calls[1].level.spread == pytest.approx(middle)
+    down, up = down_and_up(s, middle)
+    half = math.exp(-math.log(s / down)) * x - math.expm1(-math.log(s / down)) * first + up * early
+    row = calls[0].state[0] / calls[1].level.alpha
+    x0, eps = first, (x - first) / s
+    assert row @ (levels[0].alpha * x * X + x0 * X0 + eps * EPS + early * NOISE) == pytest.approx(
+        half
+    )
+    # The Brownian path: the increments of both halves, in their own sizes, over the whole.
+    path = early * math.sqrt(s - middle) + late * math.sqrt(middle - s_next)
+    down, up = down_and_up(s, s_next)
+    h = math.log(s / down)
+    noise = path / math.sqrt(s - s_next)
+    wanted = math.exp(-h) * x - math.expm1(-h) * second + up * noise
+    found = stochastic_step("dpm++ sde", levels, x, (first, second), (early, late))
+    assert found == pytest.approx(wanted)
+
+
+def test_dpm_plus_plus_3m_sde_in_the_words_of_k_diffusion():
+    levels = [EVEN.at_time(time) for time in (0.1, 0.25, 0.5, 0.6)]
+    s = [level.spread for level in levels]
+    opinions, noises = (0.4, -0.2, 0.7), (0.3, -0.8, 0.5)
+    x, h_1, h_2 = 1.7, None, None
+    for i, (denoised, noise) in enumerate(zip(opinions, noises, strict=True)):
+        h = math.log(s[i] / s[i + 1])
+        x = math.exp(-2 * h) * x - math.expm1(-2 * h) * denoised
+        phi_2 = math.expm1(-2 * h) / (2 * h) + 1
+        phi_3 = phi_2 / (2 * h) - 0.5
+        if h_2 is not None:
+            r0, r1 = h_1 / h, h_2 / h
+            d1_0 = (denoised - opinions[i - 1]) / r0
+            d1_1 = (opinions[i - 1] - opinions[i - 2]) / r1
+            x += phi_2 * (d1_0 + (d1_0 - d1_1) * r0 / (r0 + r1))
+            x -= phi_3 * (d1_0 - d1_1) / (r0 + r1)
+        elif h_1 is not None:
+            x += phi_2 * (denoised - opinions[i - 1]) / (h_1 / h)
+        x += noise * s[i + 1] * math.sqrt(-math.expm1(-2 * h))
+        h_1, h_2 = h, h_1
+    found = stochastic_step("dpm++ 3m sde", levels, 1.7, opinions, noises)
+    assert found == pytest.approx(x)
 
 
 def test_orders_of_single_steps():
@@ -320,11 +434,77 @@ def test_lagrange_by_hand():
     assert [polynomial(node) for node in (0.0, -1.0, -3.0)] == pytest.approx([0, 1, 0])
 
 
+# Every sampler with every spacing
+
+X0_SAID, EPS_SAID, NOISE_DRAWN = 0.7, 1.3, 0.5
+
+
+def certain(calls: list[Call]) -> float:
+    """The last x, if the network says one x0 all the time and the start is X0_SAID, EPS_SAID."""
+    level = calls[0].level
+    column = np.zeros(solvers.SLOTS)
+    column[0] = level.alpha * X0_SAID + level.sigma * EPS_SAID
+    for call in calls:
+        eps = EPS_SAID  # PNDM looks at an end without noise, too
+        if call.level.sigma:
+            eps = (column[0] - call.level.alpha * X0_SAID) / call.level.sigma
+        column = call.state @ [*column, X0_SAID, eps, NOISE_DRAWN]
+    return column[0]
+
+
+def as_calls(plan: Plan) -> list[Call]:
+    """What the loop sees."""
+    columns = (np.asarray(values, np.float64) for values in plan.calls[:4])
+    rows = zip(*columns, strict=True)
+    return [Call(Level(t, alpha, sigma), matrix) for t, alpha, sigma, matrix in rows]
+
+
+def lands(name: str, steps: int, spacing: str, end: End | None) -> None:
+    """The run is finite, has as many calls as it should, and ends where it says."""
+    sampler, case = SAMPLERS[name], f"{name}, {spacing}, {steps} steps, end {end}"
+    plan = sampling_plan(SD_SCHEDULE, steps, sampler=name, spacing=spacing, end=end)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(plan.calls)), case
+    like_sd = sampler.convention == "ddim" and spacing == "leading"
+    end = end or sampler.end or ("first" if sampler.inverse or like_sd else "data")
+    levels = visited(SD_SCHEDULE, steps, spacing, sampler.convention, end="data")
+    at_zero = math.isclose(levels[-2].sigma, FIRST.sigma)
+    made = steps - (end == "first" and at_zero)
+    warm_up = {"plms": int(made > 1), "pndm": 3 * min(made, 3)}.get(name, 0)
+    euler = int(sampler.calls == 2 and end == "data")  # of one call, the last step
+    assert plan.count == made * sampler.calls + warm_up - euler, case
+    last = END if end == "data" else FIRST
+    if sampler.inverse:
+        last = levels[0]
+    found, away = certain(as_calls(plan)), last.alpha * X0_SAID
+    loose = 20 if name == "pndm" else 1  # long Runge-Kutta steps magnify the rounding of the plan
+    if not last.sigma:
+        assert found == pytest.approx(X0_SAID, abs=1e-4 * loose), case
+    elif sampler.order is None:
+        assert 0.3 < (found - away) / last.sigma < 2, case
+    else:
+        assert (found - away) / last.sigma == pytest.approx(EPS_SAID, abs=0.01 * loose), case
+
+
+FIRST = Levels(SD_SCHEDULE).at_time(0)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("steps", [1, 2, 3, 5, 16])
-def test_any_number_of_steps_is_finite(name, steps):
+@pytest.mark.parametrize("spacing", get_args(Spacing))
+def test_every_sampler_ends_where_it_says_with_every_spacing(name, spacing):
     sampler = SAMPLERS[name]
-    plan = sampling_plan(SD_SCHEDULE, steps, sampler=name, eta=0.5 if sampler.eta else 0.0)
-    assert all(np.isfinite(values).all() for values in plan.calls)
-    calls = steps * sampler.calls
-    assert calls - 1 <= plan.count <= calls + 10
+    for steps in (1, 2, 3, 8):
+        for end in (None, "first", "data"):
+            if sampler.end not in (None, end) and end or (sampler.inverse and end == "data"):
+                continue
+            if steps == 1 and spacing == "linspace" and sampler.convention != "multistep":
+                if end == "first" or sampler.inverse:  # one step that would begin at time 0
+                    with pytest.raises(ValueError, match="no step is left"):
+                        sampling_plan(SD_SCHEDULE, 1, sampler=name, spacing=spacing, end=end)
+                    continue
+            lands(name, steps, spacing, end)
+
+
+@pytest.mark.parametrize("name", [name for name, one in SAMPLERS.items() if one.end == "first"])
+def test_so_many_trailing_steps_that_the_last_begins_where_the_run_ends(name):
+    for steps in (666, 667):
+        lands(name, steps, "trailing", None)

@@ -1,21 +1,26 @@
 """The pipeline on tiny random networks: seeds, compilations, checks, recipes and files."""
 
+import hashlib
 import io
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models as tiny
 import tiny_pipeline
 from PIL import Image
 
+from sdjax.config import Schedule
 from sdjax.diffusion.loop import begin, image_keys, initial_noise
 from sdjax.diffusion.samplers import sampling_plan
 from sdjax.diffusion.solvers import SLOTS
-from sdjax.image.autoencoder import Autoencoder
-from sdjax.nn.functional import apply
-from sdjax.pipelines import stable_diffusion
+from sdjax.image.preprocess import to_float
+from sdjax.pipelines import stages
 from sdjax.pipelines.images import RECIPE, Images, read_recipe, save_png
+from sdjax.pipelines.request import Request
+from sdjax.text.clip_text import TextOutput
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
 CAT, DOG = "a red cat, noto style", "a green dog, flat style"
@@ -66,7 +71,7 @@ def test_images_come_prompt_by_prompt_with_seeds_counted_up(pipe, four):
     assert [(r["prompt"], r["seed"]) for r in recipes] == [(CAT, 7), (CAT, 8), (DOG, 7), (DOG, 8)]
     assert recipes[0] == {
         "prompt": CAT, "seed": 7, "negative": "", "steps": 3, "guidance": 4.0,
-        "guidance_rescale": 0.0, "sampler": "ddim", "spacing": "leading", "eta": 0.0,
+        "guidance_rescale": 0.0, "sampler": "ddim", "spacing": "leading", "offset": 1, "eta": 0.0,
         "width": 8, "height": 8, "model": "tiny",
     }  # fmt: skip
     drawn = pixels(four)
@@ -82,25 +87,32 @@ def test_an_image_alone_is_the_image_in_a_batch(pipe, four):
 
 
 def test_twenty_calls_compile_each_function_once(pipe, compilations):
-    """Words, seeds, steps, guidance, eta, strength, samplers and spacings are data."""
-    pipe(CAT), pipe(CAT, image=PICTURE, strength=0.5)
-    assert sum("denoise" in name for name in compilations) <= 1  # with an image or without
+    """Words, seeds, steps, guidance, eta, strength, samplers, spacings and schedules are data."""
+    small = {"size": (4, 8)}  # as in no other test
+    pipe(CAT, **small), pipe(CAT, image=PICTURE, strength=0.5, **small)
+    assert compilations.count("jit(denoise)") == 1  # with an image or without
+    pipe(CAT, guidance=1.0, **small)
+    assert compilations.count("jit(denoise)") == 2
     del compilations[:]
     names = ["ddim", "ddpm", "k_euler_a", "heun", "DPM++ 2M Karras", "plms", "unipc", "lms"]
+    schedule = tiny_pipeline.SCHEDULE
+    schedules = [schedule, replace(schedule, zero_snr=True), Schedule("cosine", prediction="v")]
     drawn = []
     for k in range(20):
         name = names[k % len(names)]
         options = {"eta": 0.1 * k % 1} if name in ("ddim", "heun") else {}
         options |= {"image": PICTURE, "strength": 0.3 + 0.03 * k} if k % 3 == 0 else {}
-        drawn += pipe(
+        other = replace(pipe, config=replace(pipe.config, schedule=schedules[k % 3]))
+        drawn += other(
             [CAT, DOG][k % 2],
             seed=k * 10**8,
             steps=5 + (45 * k) // 19,
-            guidance=1.01 + k / 2,
+            guidance=1.0 if k % 7 == 6 else 1.01 + k / 2,
             guidance_rescale=k / 20,
             sampler=name,
             negative="a house" * (k % 2),
             **options,
+            **small,
         )
     assert compilations == []
     found = pixels(drawn)
@@ -109,12 +121,14 @@ def test_twenty_calls_compile_each_function_once(pipe, compilations):
             assert np.abs(found[i] - found[j]).max() > 0
 
 
+def test_another_schedule_is_another_image(pipe, four):
+    other = replace(pipe, config=replace(pipe.config, schedule=Schedule("cosine", prediction="v")))
+    assert np.abs(pixels(other(CAT, seed=7)) - pixels(four[:1])).max() > 3
+
+
 def test_other_weights_compile_nothing(pipe, compilations):
     before = pipe(CAT)
-    doubled = jax.tree.map(lambda x: 1.5 * x, pipe.params)
-    other = stable_diffusion.Pipeline(
-        "other", pipe.config, doubled, pipe.tokenizer, pipe.defaults, pipe.styles
-    )
+    other = replace(pipe, params=jax.tree.map(lambda x: 1.5 * x, pipe.params))
     del compilations[:]
     after = other(CAT)
     assert compilations == []
@@ -128,38 +142,35 @@ def test_a_progress_bar_changes_no_pixel(pipe, capsys):
     assert "23/23" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("guided", "batches"), [(True, [4]), (False, [2])])
-def test_guidance_off_calls_the_network_for_the_prompt_alone(pipe, monkeypatch, guided, batches):
+@pytest.mark.parametrize("branches", [1, 2])
+def test_guidance_off_calls_the_network_for_the_prompt_alone(pipe, monkeypatch, branches):
     seen = []
 
-    class Recorder(stable_diffusion.UNet):
+    class Recorder(stages.UNet):
         def apply(self, params, x, timesteps, context, vector, *, method):
             assert method is None
             seen.append(x.shape[0])
             assert timesteps.shape[0] == context.shape[0] == vector.shape[0] == x.shape[0]
             return jnp.zeros_like(x)
 
-    monkeypatch.setattr(stable_diffusion, "UNet", Recorder)
-    rows = pipe.tokenizer([CAT] * batches[0])
-    text = stable_diffusion.encode_text(
-        pipe.config, {"text": pipe.params["text"]}, rows, pipe.tokenizer.eot_id
-    )
+    monkeypatch.setattr(stages, "UNet", Recorder)
     jax.eval_shape(
-        lambda state, guidance: stable_diffusion.denoise.__wrapped__(
-            pipe.config,
-            {"unet": pipe.params["unet"]},
+        lambda state, text, guidance: stages.denoise.__wrapped__(
+            pipe.config.unet,
+            pipe.params["unet"],
             state,
             text,
             sampling_plan(pipe.config.schedule, 3, 50),
-            image_keys(jnp.arange(2)),
+            image_keys(jnp.arange(3)),
             guidance,
             jnp.float32(0),
-            guided=guided,
+            prediction="v",
         ),
-        jnp.zeros((SLOTS, 2, 4, 4, 4)),
+        jnp.zeros((3, SLOTS, 4, 4, 4)),
+        TextOutput(jnp.zeros((3, branches, 12, 32)), jnp.zeros((3, branches, 16))),
         jnp.float32(3),
     )
-    assert seen == batches
+    assert seen == [3 * branches]
 
 
 def test_guidance_off_and_another_size(pipe):
@@ -199,10 +210,11 @@ def test_a_trajectory_is_a_value_beside_the_images(pipe):
     without, with_text = walk.calls.branches
     guided = without + 4.0 * (with_text - without)
     np.testing.assert_allclose(walk.calls.eps, guided, atol=1e-4)
-    decoded = stable_diffusion.decode(
-        pipe.config, {"autoencoder": pipe.params["autoencoder"]}, walk.latents
-    )
+    autoencoder = pipe.config.autoencoder, pipe.params["autoencoder"]
+    decoded = stages.decode(*autoencoder, walk.latents)
     np.testing.assert_array_equal(np.asarray(decoded), pixels(images))
+    floats = stages.decode_float(*autoencoder, walk.latents)
+    np.testing.assert_allclose(to_float(decoded), jnp.clip(floats, -1, 1), atol=0.5 / 127.5 + 1e-6)
 
 
 def test_a_trajectory_with_a_progress_bar(pipe):
@@ -212,14 +224,26 @@ def test_a_trajectory_with_a_progress_bar(pipe):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+def test_leading_times_have_an_offset_and_no_signal_at_the_end_means_trailing(pipe):
+    _, walk = pipe(CAT, steps=4, offset=0, trajectory=True)
+    np.testing.assert_array_equal(walk.timesteps, [750, 500, 250, 0])
+    model = replace(pipe, defaults=replace(pipe.defaults, offset=3))
+    images, walk = model(CAT, steps=4, trajectory=True)
+    np.testing.assert_array_equal(walk.timesteps, [753, 503, 253, 3])
+    assert images[0].info[RECIPE]["offset"] == 3
+
+    schedule = replace(tiny_pipeline.SCHEDULE, zero_snr=True)
+    model = replace(pipe, config=replace(pipe.config, schedule=schedule))
+    images, walk = model(CAT, steps=4, trajectory=True)
+    np.testing.assert_array_equal(walk.timesteps, [999, 749, 499, 249])
+    recipe = images[0].info[RECIPE]
+    assert recipe["spacing"] == "trailing" and "offset" not in recipe
+
+
 def test_an_image_is_redrawn_from_where_it_was_left(pipe):
     _, walk = pipe(CAT, seed=3, steps=10, image=PICTURE, strength=0.55, trajectory=True)
     np.testing.assert_array_equal(walk.timesteps, [401, 301, 201, 101, 1])
-    x0 = stable_diffusion.encode(
-        pipe.config,
-        {"autoencoder": pipe.params["autoencoder"]},
-        jnp.asarray(PICTURE[None]) / 127.5 - 1,
-    )
+    x0 = stages.encode(pipe.config.autoencoder, pipe.params["autoencoder"], to_float(PICTURE[None]))
     noise = initial_noise(image_keys(jnp.array([3])), (4, 4, 4))
     plan = sampling_plan(pipe.config.schedule, 10, strength=0.55)
     np.testing.assert_allclose(walk.calls.x[0], begin(plan, noise, x0), atol=1e-5)
@@ -239,37 +263,55 @@ def test_the_inverse_walks_from_an_image_to_noise(pipe):
 # Precision and gradients
 
 
-def test_the_schedule_survives_a_model_in_bfloat16(pipe):
+def test_the_schedule_survives_a_model_in_bfloat16(pipe, monkeypatch):
     low = jax.tree.map(lambda x: x.astype(jnp.bfloat16), pipe.params)
-    other = stable_diffusion.Pipeline("low", pipe.config, low, pipe.tokenizer, pipe.defaults)
-    _, exact = pipe(CAT, steps=50, trajectory=True)
-    _, rounded = other(CAT, steps=50, trajectory=True)
-    np.testing.assert_array_equal(rounded.timesteps, exact.timesteps)
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(rounded))
-    np.testing.assert_allclose(rounded.latents, exact.latents, atol=0.2)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), low)
+    _, exact = replace(pipe, params=wide)(CAT, steps=50, trajectory=True)
+    _, found = replace(pipe, params=low)(CAT, steps=50, trajectory=True)
+    np.testing.assert_array_equal(found.timesteps, exact.timesteps)
+    np.testing.assert_array_equal(found.calls.x[0], exact.calls.x[0])
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(found))
+    np.testing.assert_allclose(found.latents, exact.latents, atol=1e-4)
+
+    made = Request.plan
+
+    def rounded(request):
+        return jax.tree.map(
+            lambda x: x if x.dtype == bool else x.astype(jnp.bfloat16).astype(x.dtype),
+            made(request),
+        )
+
+    monkeypatch.setattr(Request, "plan", rounded)
+    _, lost = replace(pipe, params=low)(CAT, steps=50, trajectory=True)
+    assert np.abs(lost.latents - exact.latents).max() > 1e-2  # the bound above would see it
 
 
 def test_the_final_image_has_gradients_for_noise_and_guidance(pipe):
     plan = sampling_plan(pipe.config.schedule, 3, 4)
     rows = pipe.tokenizer(["", CAT])
-    text = stable_diffusion.encode_text(
-        pipe.config, {"text": pipe.params["text"]}, rows, pipe.tokenizer.eot_id
-    )
+    text = stages.encode_text(pipe.config.text, pipe.params["text"], rows, pipe.tokenizer.eot_id)
+    text = jax.tree.map(lambda x: x[None], text)
+    unet = tiny.SMALLER_UNET, tiny.unet_params(tiny.SMALLER_UNET)
     keys = image_keys(jnp.array([0]))
     x = initial_noise(keys, (4, 4, 4))
 
-    @jax.jit
-    def loss(x, guidance):
-        state = stable_diffusion.first_state(plan, x, None)
-        state, _ = stable_diffusion.denoise(
-            pipe.config, pipe.params, state, text, plan, keys, guidance, jnp.float32(0), guided=True
+    def loss(x, guidance, remat=True):
+        state = stages.first_state(plan, x, None)
+        scales = guidance, jnp.float32(0)
+        state, _ = stages.denoise(
+            *unet, state, text, plan, keys, *scales, prediction="v", remat=remat
         )
-        autoencoder = Autoencoder(pipe.config.autoencoder)
-        image = apply(autoencoder, pipe.params["autoencoder"], state[0], method="decode")
+        image = stages.decode_float(
+            pipe.config.autoencoder, pipe.params["autoencoder"], state[:, 0]
+        )
         return jnp.mean(image**2)
 
     guidance = jnp.float32(4.0)
+    for remat in (True, False):
+        program = str(jax.make_jaxpr(lambda *a, r=remat: loss(*a, remat=r))(x, guidance))
+        assert ("remat" in program) == remat
     by_x, by_guidance = jax.jit(jax.grad(loss, (0, 1)))(x, guidance)
+    loss = jax.jit(loss)
     away, h = jax.random.normal(jax.random.key(1), x.shape), 1e-2
     slope = (loss(x + h * away, guidance) - loss(x - h * away, guidance)) / (2 * h)
     assert jnp.vdot(by_x, away).item() == pytest.approx(slope.item(), rel=2e-2)
@@ -316,6 +358,8 @@ def test_the_final_image_has_gradients_for_noise_and_guidance(pipe):
         ({"eta": 1.5}, "eta must be between 0 and 1, got 1.5"),
         ({"eta": float("nan")}, "eta must be between 0 and 1, got nan"),
         ({"sampler": "eular"}, "unknown sampler 'eular': choose among ddim, ddim inverse, ddpm"),
+        ({"mode": "single", "devices": jax.devices()}, "mode 'single' does not fit 4 devices"),
+        ({"devices": []}, "mode 'mesh' does not fit 0 devices"),
         ({"size": 0}, "the size 0x0 does not fit tiny"),
         ({"size": -8}, "the size -8x-8 does not fit tiny"),
         ({"size": 10}, "10x10 does not fit tiny: .* multiples of 4; it was trained at 8"),
@@ -332,9 +376,7 @@ def test_bad_input_is_refused_before_anything_is_compiled(pipe, compilations, ar
 
 
 def test_any_style_goes_where_the_model_names_none(pipe):
-    free = stable_diffusion.Pipeline(
-        pipe.name, pipe.config, pipe.params, pipe.tokenizer, pipe.defaults
-    )
+    free = replace(pipe, styles=())
     with pytest.warns(UserWarning, match="tiny was never shown the words: gothic"):
         free("a cat, gothic style")
 
@@ -385,6 +427,29 @@ def test_the_recipe_draws_the_image_again(pipe, four, tmp_path):
     assert recipe.pop("model") == pipe.name
     size = (recipe.pop("height"), recipe.pop("width"))
     assert_same(pipe(**recipe, size=size), [four[3]])
+
+
+def test_the_recipe_of_a_redrawn_image_knows_what_it_was_given(pipe, tmp_path):
+    noise = np.asarray(initial_noise(image_keys(jnp.array([1, 2])), (4, 4, 4)))
+    given = {"image": PICTURE, "latents": noise}
+    images = pipe(CAT, n=2, strength=0.7, **given)
+    save_png(images.grid(), tmp_path / "cats.png")
+    first, second = read_recipe(tmp_path / "cats.png")
+    assert first["image_sha256"] == second["image_sha256"]
+    assert first.pop("image_sha256") == hashlib.sha256(PICTURE.tobytes()).hexdigest()
+    sums = [recipe.pop("latents_sha256") for recipe in (first, second)]
+    assert sums == [hashlib.sha256(one.tobytes()).hexdigest() for one in noise]
+    with Image.open(tmp_path / "cats.png") as picture:
+        settings = picture.text["parameters"]
+    assert "Denoising strength: 0.7, Init image hash: " in settings
+    assert f"Noise hash: {sums[0][:10]} {sums[1][:10]}, " in settings
+    size = (first.pop("height"), first.pop("width"))
+    first.pop("model")
+    assert_same(pipe(**first, size=size, image=PICTURE, latents=noise[:1]), images[:1])
+
+
+def test_seeds_may_be_an_array(pipe, four):
+    assert_same(pipe([CAT, DOG], n=2, seed=np.array([7, 7])), four)
 
 
 def test_the_negative_prompt_has_a_line_of_its_own(pipe, tmp_path):

@@ -15,13 +15,15 @@ multiplies.
 
 from sdjax.diffusion.solvers.exponential import dpm_multistep, dpm_singlestep
 from sdjax.diffusion.solvers.maps import SLOTS, Call, Level, pairs
-from sdjax.diffusion.solvers.multistep import lms, plms, pndm
+from sdjax.diffusion.solvers.multistep import lms, plms, plms_along, pndm
 from sdjax.diffusion.solvers.onestep import (
+    Churn,
     ddim,
     ddim_inverse,
     ddpm,
     dpm2,
     dpm2_ancestral,
+    dpmpp_sde,
     euler_ancestral,
     euler_churn,
     heun,
@@ -31,6 +33,7 @@ from sdjax.diffusion.solvers.predictors import deis, unipc
 __all__ = [
     "SLOTS",
     "Call",
+    "Churn",
     "Level",
     "ddim",
     "ddim_inverse",
@@ -40,12 +43,14 @@ __all__ = [
     "dpm2_ancestral",
     "dpm_multistep",
     "dpm_singlestep",
+    "dpmpp_sde",
     "euler_ancestral",
     "euler_churn",
     "heun",
     "lms",
     "pairs",
     "plms",
+    "plms_along",
     "pndm",
     "unipc",
 ]

@@ -30,7 +30,6 @@ def dpm_multistep(
     *,
     correction: Literal["midpoint", "heun"] = "midpoint",
     lower_order_final: bool = True,
-    euler_at_final: bool = False,
     published: bool = True,
 ) -> list[Call]:
     """DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) and DPM-Solver, multistep ("2M").
@@ -44,8 +43,8 @@ def dpm_multistep(
         algorithm: see above; "dpm" must end with noise.
         correction: how order 2 weighs the slope of the network's opinion: "heun" as the integral
             says, "midpoint" by half the weight of the opinion itself, equal to that order.
-        lower_order_final: the last two steps of a run of less than 15 have orders 2 and 1.
-        euler_at_final: the last step has order 1; it always has where it ends without noise.
+        lower_order_final: the last two steps of a run of less than 15 have orders 2 and 1. A last
+            step to a level without noise always has order 1.
         published: of "order" 3, which as published weighs the second difference by half of what
             the integral says, and so converges with order 2. False weighs it in full.
     """
@@ -55,7 +54,7 @@ def dpm_multistep(
     calls = []
     for i, (here, there) in enumerate(pairs(levels)):
         used = min(order, i + 1)
-        if i == steps - 1 and (euler_at_final or few or there.sigma == 0):
+        if i == steps - 1 and (few or there.sigma == 0):
             used = 1
         elif i == steps - 2 and few:
             used = min(used, 2)

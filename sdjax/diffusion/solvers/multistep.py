@@ -52,17 +52,27 @@ def plms(levels: Sequence[Level]) -> list[Call]:
     """PLMS (PNDM without Runge-Kutta, arXiv 2202.09778), as Stable Diffusion uses it.
 
     The weights of Adams-Bashforth, order 4, in DDIM's `transfer`; order 2 in all, because these
-    weights are those of even steps. The first step is taken twice, the second time with the mean of
-    the slopes at both ends.
+    weights are those of even steps. The first step is taken twice.
     """
-    first, second = levels[0], levels[1]
-    calls = [Call(first, state(transfer(X, EPS, first, second), anchor=X, memory=(EPS,)))]
-    if len(levels) > 2:
-        x = transfer(ANCHOR, (EPS + M1) / 2, first, second)
-        calls.append(Call(second, state(x)))
-    return calls + [
-        adams_bashforth(i, here, there) for i, (here, there) in enumerate(pairs(levels)) if i > 0
-    ]
+    first, *rest = pairs(levels)
+    return plms_along([first, first, *rest] if rest else [first])
+
+
+def plms_along(steps: Sequence[tuple[Level, Level]]) -> list[Call]:
+    """`plms` by (from, to) of each step: diffusers' need not follow one another.
+
+    The second is the first again, now with the mean of the slopes at both ends.
+    """
+    calls = []
+    for i, (here, there) in enumerate(steps):
+        if i == 0:
+            x = transfer(X, EPS, here, there)
+            calls.append(Call(here, state(x, anchor=X, memory=(EPS,))))
+        elif i == 1:
+            calls.append(Call(there, state(transfer(ANCHOR, (EPS + M1) / 2, here, there))))
+        else:
+            calls.append(_adams_bashforth(i - 1, here, there))
+    return calls
 
 
 def pndm(levels: Sequence[Level], middles: Sequence[Level]) -> list[Call]:
@@ -75,7 +85,7 @@ def pndm(levels: Sequence[Level], middles: Sequence[Level]) -> list[Call]:
     calls = []
     for i, (here, there) in enumerate(pairs(levels)):
         if i >= 3:
-            calls.append(adams_bashforth(i, here, there))
+            calls.append(_adams_bashforth(i, here, there))
             continue
         middle = middles[i]
         # The slopes of the steps so far are in M1, M2 and M3; M4 adds up those of this step.
@@ -89,7 +99,7 @@ def pndm(levels: Sequence[Level], middles: Sequence[Level]) -> list[Call]:
     return calls
 
 
-def adams_bashforth(i: int, here: Level, there: Level) -> Call:
+def _adams_bashforth(i: int, here: Level, there: Level) -> Call:
     """Step i of PLMS, with the slopes of the steps before it in memory."""
     weights = ADAMS_BASHFORTH[min(i, 3)]
     eps = np.tensordot(weights, np.stack([EPS, M1, M2, M3])[: len(weights)], axes=1)

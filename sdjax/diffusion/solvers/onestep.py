@@ -6,7 +6,7 @@ In x / alpha and s = sigma / alpha the probability-flow ODE is d(x / alpha) = ep
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from sdjax.diffusion.solvers.maps import (
     ANCHOR,
@@ -28,6 +28,19 @@ from sdjax.diffusion.solvers.maps import (
 
 MOST_CHURN = math.sqrt(2) - 1
 """The largest gamma of arXiv 2206.00364, algorithm 2."""
+
+
+class Churn(NamedTuple):
+    """Noise that is added before a step (arXiv 2206.00364, algorithm 2)."""
+
+    gamma: float = 0.0  # 0 to `MOST_CHURN`: the noise level of a step grows by 1 + gamma
+    least: float = 0.0  # S_tmin and S_tmax: sigma / alpha of the steps that are churned
+    most: float = math.inf
+    noise: float = 1.0  # S_noise: the new noise is so much larger
+    early: bool = False  # the network looks before the noise goes in: diffusers, not the paper
+
+
+NO_CHURN = Churn()
 
 
 def ddim(levels: Sequence[Level], eta: float = 0.0) -> list[Call]:
@@ -91,24 +104,25 @@ def euler_ancestral(levels: Sequence[Level]) -> list[Call]:
     return calls
 
 
-def euler_churn(levels: Sequence[Level], at: At, churn: float) -> list[Call]:
-    """Euler with noise added before each step but the first (arXiv 2206.00364, algorithm 2).
+def euler_churn(levels: Sequence[Level], at: At, churn: Churn = NO_CHURN) -> list[Call]:
+    """Euler with noise added before each step (arXiv 2206.00364, algorithm 2).
 
-    Without the algorithm's correction, which is in `heun`. As in the paper the network looks where
-    the noise has led; diffusers lets it look before. Noise goes in at the end of the step before.
+    Without the algorithm's correction, which is in `heun`. The noise before a step goes in at the
+    end of the step before, so that the network looks where it has led; and the first step has none.
 
     Args:
         levels: of the steps.
         at: see `At`.
-        churn: gamma, 0 to `MOST_CHURN`: the noise level grows by 1 + gamma.
+        churn: see `Churn`; with `early` noise goes in where a step begins, and in the first, too.
     """
-    return [
-        Call(here, state(_lifted(_line(X, EPS, here, there), there, following)))
-        for here, there, following in _churned(levels, at, churn)
-    ]
+    calls = []
+    for look, here, there, following in _churned(levels, at, churn):
+        x = _line(_lifted(X, look, here, churn), EPS, here, there)
+        calls.append(Call(look, state(_lifted(x, there, following, churn))))
+    return calls
 
 
-def heun(levels: Sequence[Level], at: At, churn: float = 0.0) -> list[Call]:
+def heun(levels: Sequence[Level], at: At, churn: Churn = NO_CHURN) -> list[Call]:
     """Heun's method, order 2 (arXiv 2206.00364, algorithms 1 and 2); the last step is Euler's.
 
     Args:
@@ -117,11 +131,12 @@ def heun(levels: Sequence[Level], at: At, churn: float = 0.0) -> list[Call]:
         churn: as in `euler_churn`.
     """
     calls = []
-    for here, there, following in _churned(levels, at, churn):
-        calls.append(Call(here, state(_line(X, EPS, here, there), anchor=X, memory=(EPS,))))
+    for look, here, there, following in _churned(levels, at, churn):
+        x = _lifted(X, look, here, churn)
+        calls.append(Call(look, state(_line(x, EPS, here, there), anchor=x, memory=(EPS,))))
         if there.sigma > 0:
             x = _line(ANCHOR, (M1 + EPS) / 2, here, there)
-            calls.append(Call(there, state(_lifted(x, there, following))))
+            calls.append(Call(there, state(_lifted(x, there, following, churn))))
     return calls
 
 
@@ -133,11 +148,39 @@ def dpm2(levels: Sequence[Level], at: At) -> list[Call]:
     return calls
 
 
-def dpm2_ancestral(levels: Sequence[Level], at: At) -> list[Call]:
-    """`dpm2` to a level below the next, then noise up to it."""
+def dpm2_ancestral(
+    levels: Sequence[Level], at: At, predict: Literal["x0", "eps"] = "eps"
+) -> list[Call]:
+    """`dpm2` to a level below the next, then noise up to it.
+
+    What is taken from the middle for the whole step is eps, or x0: k-diffusion's "DPM++ 2S a".
+    """
     calls = []
     for here, there in pairs(levels):
-        calls += _midpoint(here, there, *ancestral(here, there), at)
+        calls += _midpoint(here, there, *ancestral(here, there), at, predict)
+    return calls
+
+
+def dpmpp_sde(levels: Sequence[Level], at: At) -> list[Call]:
+    """k-diffusion's "DPM++ SDE": the midpoint rule for x0, with noise in the half step, too.
+
+    The noise of the whole step begins with that of the half: both are of one Brownian path, whose
+    variance is s.
+    """
+    calls = []
+    for here, there in pairs(levels):
+        if there.sigma == 0:
+            calls.append(Call(here, state(_line(X, EPS, here, there))))
+            continue
+        middle = at(math.sqrt(here.spread * there.spread))
+        down, up = ancestral(here, middle)
+        x = _line(X, EPS, here, middle, down) + middle.alpha * up * NOISE
+        calls.append(Call(here, state(x, anchor=X, memory=(NOISE,))))
+        down, up = ancestral(here, there)
+        share = (here.spread - middle.spread) / (here.spread - there.spread)
+        noise = root(share) * M1 + root(1 - share) * NOISE
+        x = _line(ANCHOR, _towards_x0(here), here, there, down) + there.alpha * up * noise
+        calls.append(Call(middle, state(x)))
     return calls
 
 
@@ -155,22 +198,44 @@ def _line(x: Vector, eps: Vector, here: Level, there: Level, spread: float | Non
     return there.alpha * (x / here.alpha + (spread - here.spread) * eps)
 
 
-def _churned(levels: Sequence[Level], at: At, churn: float) -> list[tuple[Level, Level, Level]]:
-    """(where a step begins, where it ends, where the next begins): higher by churn."""
-    begins = [at(level.spread * (1 + churn)) if churn else level for level in levels[1:-1]]
-    return list(zip([levels[0], *begins], levels[1:], [*begins, levels[-1]], strict=True))
+def _towards_x0(here: Level) -> Vector:
+    """The eps of the line from the ANCHOR, which is at `here`, to x0."""
+    return (ANCHOR - here.alpha * X0) / here.sigma
 
 
-def _lifted(x: Vector, here: Level, there: Level) -> Vector:
+def _churned(
+    levels: Sequence[Level], at: At, churn: Churn
+) -> list[tuple[Level, Level, Level, Level]]:
+    """Of each step: where the network looks, its begin and end, and where the next x is due."""
+
+    def lifted(level: Level) -> Level:
+        if churn.gamma == 0 or not churn.least <= level.spread <= churn.most:
+            return level
+        return at(level.spread * (1 + churn.gamma))
+
+    begins = [lifted(level) for level in levels[:-1]]
+    if churn.early:
+        return list(zip(levels[:-1], begins, levels[1:], levels[1:], strict=True))
+    begins[0] = levels[0]
+    return list(zip(begins, begins, levels[1:], [*begins[1:], levels[-1]], strict=True))
+
+
+def _lifted(x: Vector, here: Level, there: Level, churn: Churn) -> Vector:
     """With noise from `here` up to `there`."""
-    noise = root(there.spread**2 - here.spread**2)
+    if there is here:
+        return x
+    noise = churn.noise * root(there.spread**2 - here.spread**2)
     return there.alpha * (x / here.alpha + noise * NOISE)
 
 
-def _midpoint(here: Level, there: Level, down: float, up: float, at: At) -> list[Call]:
+def _midpoint(
+    here: Level, there: Level, down: float, up: float, at: At, predict: str = "eps"
+) -> list[Call]:
+    """To the spread `down` with what is found half way, then noise `up`."""
     if down == 0:
         return [Call(here, state(_line(X, EPS, here, there)))]
     middle = at(math.sqrt(here.spread * down))
     first = Call(here, state(_line(X, EPS, here, middle), anchor=X))
-    x = _line(ANCHOR, EPS, here, there, down) + there.alpha * up * NOISE
+    eps = EPS if predict == "eps" else _towards_x0(here)
+    x = _line(ANCHOR, eps, here, there, down) + there.alpha * up * NOISE
     return [first, Call(middle, state(x))]

@@ -25,17 +25,17 @@ from sdjax.diffusion.solvers.maps import (
 )
 
 
-def deis(levels: Sequence[Level], order: int = 2, lower_order_final: bool = True) -> list[Call]:
+def deis(levels: Sequence[Level], order: int = 2) -> list[Call]:
     """DEIS (Zhang & Chen 2022, arXiv 2204.13902) in log s ("log rho"), orders 1 to 3.
 
     x' / alpha' = x / alpha + sum of eps_j times the integral over s of a Lagrange polynomial in
-    log s.
+    log s. The first steps have lower orders, and the last ones of a run of less than 15.
     """
     steps = len(levels) - 1
     calls = []
     for i, (here, there) in enumerate(pairs(levels)):
         used = min(order, i + 1)
-        if lower_order_final and steps < 15:
+        if steps < 15:
             used = min(used, steps - i)
         # The newest first, from here: the integral is that of e^y p(y) in y = log(s / s_here).
         nodes = [math.log(s.spread / here.spread) for s in levels[i - used + 1 : i + 1][::-1]]
