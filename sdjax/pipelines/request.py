@@ -14,6 +14,7 @@ from sdjax.config import StableDiffusion
 from sdjax.diffusion.samplers import (
     Plan,
     Start,
+    default_spacing,
     find_sampler,
     sampling_plan,
 )
@@ -251,9 +252,7 @@ def complete(
         steps=defaults.steps if steps is None else steps,
         guidance=defaults.guidance if guidance is None else guidance,
         sampler=sampler,
-        spacing=named
-        or defaults.spacing
-        or ("trailing" if config.schedule.zero_snr else "leading"),
+        spacing=named or defaults.spacing or default_spacing(config.schedule),
         offset=defaults.offset if offset is None else offset,
         image=picture,
         strength=strength,
