@@ -121,17 +121,25 @@ def _encode(text: str) -> tokenizers.Encoding:
 
 
 def _readable(piece: str) -> str:
-    codes = _byte_symbols()
+    codes = byte_symbols()
     data = bytes(codes.index(symbol) for symbol in piece.removesuffix(END_OF_WORD))
     return data.decode("utf-8", errors="backslashreplace")  # a piece may be half a character
 
 
 @functools.cache
-def _byte_symbols() -> tuple[str, ...]:
+def byte_symbols() -> tuple[str, ...]:
     """The printable character that stands for each byte in the vocabulary."""
     spare = iter(range(256, 512))
     printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("ÿ") + 1)} - {0xAD}
     return tuple(chr(byte if byte in printable else next(spare)) for byte in range(256))
+
+
+def read_merges(vocabulary: str) -> list[tuple[str, str]]:
+    """The pairs of pieces that a bundled vocabulary joins, in the order of their ids."""
+    packed = resources.files("sdjax") / "assets" / vocabulary / "merges.txt.gz"
+    lines = gzip.decompress(packed.read_bytes()).decode("utf-8").splitlines()
+    pairs = (line.split(" ") for line in lines if not line.startswith("#version"))
+    return [(first, second) for first, second in pairs]
 
 
 @functools.cache
@@ -141,11 +149,9 @@ def byte_pair_encoder() -> tokenizers.Tokenizer:
     logging.getLogger("transformers").addFilter(lambda record: "PyTorch" not in record.getMessage())
     from transformers import CLIPTokenizer
 
-    packed = resources.files("sdjax") / "assets" / "clip_vocabulary" / "merges.txt.gz"
-    lines = gzip.decompress(packed.read_bytes()).decode("utf-8").splitlines()
-    merges = [tuple(line.split(" ")) for line in lines if not line.startswith("#version")]
+    merges = read_merges("clip_vocabulary")
     # CLIP numbers the bytes that print as themselves first.
-    symbols = sorted(_byte_symbols())
+    symbols = sorted(byte_symbols())
     words = [symbol + END_OF_WORD for symbol in symbols]
     pieces = [*symbols, *words, *("".join(merge) for merge in merges), START, END]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
