@@ -13,6 +13,7 @@ from sdjax.pipelines.models import bundled_models, find_model
 from sdjax.weights.config_json import from_json
 from sdjax.weights.files import MODEL_FILE
 from sdjax.weights.layouts import KINDS, component_shapes
+from sdjax.weights.stored import stored_config
 
 
 @dataclass(frozen=True)
@@ -46,27 +47,32 @@ FACTS = {
     "openclip-vit-h-14": Facts(("laion/CLIP-ViT-H-14-laion2B-s32B-b79K",), "MIT"),
     "dpt-hybrid": Facts(("Intel/dpt-hybrid-midas",), "Apache-2.0"),
     "safety-checker": Facts(("CompVis/stable-diffusion-safety-checker",)),
+    "karlo": Facts(("kakaobrain/karlo-v1-alpha",), RAIL),
+    "karlo-variations": Facts(("kakaobrain/karlo-v1-alpha-image-variations",), RAIL),
     "mini": Facts((), "Apache-2.0"),
 }
 
 
 def catalog() -> list[dict[str, Any]]:
-    """Every published and bundled model, as JSON values.
+    """Every published and bundled model, and those of papers alone, as JSON values.
 
     `parameters` are counted from the networks' shapes, by component; `bytes` are those of the
     weights alone. A text-to-image model's `resolution` is what it was trained at, the others' what
     they read.
     """
-    return [_entry(name, model, bundled=False) for name, model in presets.PUBLISHED.items()] + [
+    known = {**presets.PUBLISHED, **presets.PAPER}
+    return [_entry(name, model, bundled=False) for name, model in known.items()] + [
         _entry(name, *_bundled(name), bundled=True) for name in bundled_models()
     ]
 
 
-def _bundled(name: str) -> tuple[config.StableDiffusion, config.ImageTower]:
+def _bundled(name: str) -> tuple[Config, ...]:
     """The system, and the image tower of the CLIP that comes with it."""
     stored = json.loads((find_model(name) / MODEL_FILE).read_text())
-    clip = from_json(config.Clip, stored["clip"])
-    return from_json(config.StableDiffusion, stored["config"]), clip.image
+    system = stored_config(stored, name)
+    if "clip" not in stored:
+        return (system,)
+    return system, from_json(config.Clip, stored["clip"]).image
 
 
 def _entry(name: str, *models: Config, bundled: bool) -> dict[str, Any]:
@@ -76,7 +82,8 @@ def _entry(name: str, *models: Config, bundled: bool) -> dict[str, Any]:
         for part, shapes in component_shapes(model).items()
     }
     total = sum(counts.values())
-    facts, schedule = FACTS.get(name, Facts()), getattr(models[0], "schedule", None)
+    facts = FACTS.get(name, Facts())
+    schedule = getattr(getattr(models[0], "decoder", models[0]), "schedule", None)
     return {
         "name": name,
         "kind": next(kind for kind, cls in KINDS.items() if type(models[0]) is cls),
@@ -105,11 +112,15 @@ def table(models: list[dict[str, Any]]) -> str:
             m["prediction"] or "",
             *(f"{m['bytes'][dtype] / 2**30:.2f} GiB" for dtype in ("float32", "bfloat16")),
             m["licence"] or "",
-            "bundled" if m["bundled"] else ", ".join(m["sources"]),
+            "bundled" if m["bundled"] else ", ".join(m["sources"]) or _unpublished(m["name"]),
         )
         for m in models
     ]
     return columns(rows, right={1, 2, 4, 5})
+
+
+def _unpublished(name: str) -> str:
+    return "never published" if name in presets.PAPER else ""
 
 
 def columns(rows: Sequence[Sequence[str]], right: set[int]) -> str:

@@ -4,103 +4,44 @@ from dataclasses import replace
 
 from sdjax.config import (
     Autoencoder,
+    AutoregressivePrior,
     Clip,
+    Decoder,
     Depth,
+    DiffusionPrior,
+    ImageConditioning,
     ImageTower,
     SafetyChecker,
     Schedule,
     StableDiffusion,
     TextTower,
     UNet,
+    Upsampler,
 )
-
-# CLIP ViT-L/14 text tower: arXiv 2103.00020, table 20; used whole by SD 1, without projection.
-CLIP_L_TEXT = TextTower(
-    vocab_size=49408,
-    context_length=77,
-    dim=768,
-    layers=12,
-    heads=12,
-    mlp_dim=3072,
-    activation="quick_gelu",
-    pad="eot",
+from sdjax.presets_clip import (
+    CLIP_B_32,
+    CLIP_L_14,
+    CLIP_L_IMAGE,
+    CLIP_L_TEXT,
+    OPENCLIP_B_32,
+    OPENCLIP_H_14,
+    OPENCLIP_H_IMAGE,
+    OPENCLIP_H_TEXT,
+    OPENCLIP_L_14,
 )
-
-# OpenCLIP ViT-H/14 text tower, of which SD 2 keeps 23 of 24 blocks.
-OPENCLIP_H_TEXT = TextTower(
-    vocab_size=49408,
-    context_length=77,
-    dim=1024,
-    layers=23,
-    heads=16,
-    mlp_dim=4096,
-    activation="gelu",
-    pad="zero",
+from sdjax.presets_unclip import (
+    DALLE2,
+    GLIDE,
+    GLIDE_INPAINTING,
+    GLIDE_UPSAMPLER,
+    GLIDE_UPSAMPLER_INPAINTING,
+    KARLO,
+    KARLO_VARIATIONS,
 )
-
-# The towers of CLIP ViT-L/14 and their joint space: table 20 again.
-CLIP_L_IMAGE = ImageTower(
-    image_size=224,
-    patch_size=14,
-    dim=1024,
-    layers=24,
-    heads=16,
-    mlp_dim=4096,
-    activation="quick_gelu",
-    projection_dim=768,
-)
-CLIP_L_14 = Clip(replace(CLIP_L_TEXT, pad="zero", projection_dim=768), CLIP_L_IMAGE)
-
-# CLIP ViT-B/32: table 20.
-CLIP_B_32 = Clip(
-    TextTower(
-        vocab_size=49408,
-        context_length=77,
-        dim=512,
-        layers=12,
-        heads=8,
-        mlp_dim=2048,
-        activation="quick_gelu",
-        pad="zero",
-        projection_dim=512,
-    ),
-    ImageTower(
-        image_size=224,
-        patch_size=32,
-        dim=768,
-        layers=12,
-        heads=12,
-        mlp_dim=3072,
-        activation="quick_gelu",
-        projection_dim=512,
-    ),
-)
-
-# OpenCLIP ViT-H/14: mlfoundations/open_clip, model_configs/ViT-H-14.json; heads are 80 wide.
-OPENCLIP_H_IMAGE = ImageTower(
-    image_size=224,
-    patch_size=14,
-    dim=1280,
-    layers=32,
-    heads=16,
-    mlp_dim=5120,
-    activation="gelu",
-    projection_dim=1024,
-)
-OPENCLIP_H_14 = Clip(replace(OPENCLIP_H_TEXT, layers=24, projection_dim=1024), OPENCLIP_H_IMAGE)
 
 # kl-f8: CompVis/latent-diffusion, models/first_stage_models/kl-f8; 0.18215 from SD's v1-inference.
 KL_F8 = Autoencoder(
     channels=(128, 256, 512, 512), res_blocks=2, latent_channels=4, scaling_factor=0.18215
-)
-
-# OpenCLIP ViT-L/14 and ViT-B/32 trained on LAION: OpenAI's sizes, but the exact GELU.
-OPENCLIP_L_14 = Clip(
-    replace(CLIP_L_14.text, activation="gelu"), replace(CLIP_L_IMAGE, activation="gelu")
-)
-
-OPENCLIP_B_32 = Clip(
-    replace(CLIP_B_32.text, activation="gelu"), replace(CLIP_B_32.image, activation="gelu")
 )
 
 # CompVis/stable-diffusion, configs/stable-diffusion/v1-inference.yaml.
@@ -213,6 +154,12 @@ SYSTEMS = {
 
 PUBLISHED = {
     **SYSTEMS,
+    "karlo": KARLO,
+    "karlo-variations": KARLO_VARIATIONS,
+    "glide": GLIDE,
+    "glide-inpainting": GLIDE_INPAINTING,
+    "glide-upsampler": GLIDE_UPSAMPLER,
+    "glide-upsampler-inpainting": GLIDE_UPSAMPLER_INPAINTING,
     "clip-vit-b-32": CLIP_B_32,
     "clip-vit-l-14": CLIP_L_14,
     "openclip-vit-b-32": OPENCLIP_B_32,
@@ -222,6 +169,9 @@ PUBLISHED = {
     "safety-checker": SAFETY_CHECKER,
 }
 """Every published model by name: what a checkpoint is recognised as."""
+
+PAPER = {"dalle2": DALLE2}
+"""Models whose sizes were published, but not their weights."""
 
 # The bundled models: our own sizes, chosen for training on two CPU cores (see the model card).
 MINI_CLIP = Clip(
@@ -264,3 +214,86 @@ MINI_UNET = UNet(
 MINI_STYLES = ("noto", "twemoji", "flat", "3d")
 """The styles that the bundled generator draws; its CLIP and autoencoder saw all six of the data."""
 MINI_SCHEDULE = Schedule(betas="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction="v")
+
+# The bundled DALL-E 2: its CLIP is the mini's. Prediction of v, as the paper does not say of what:
+# it learns flat colours sooner than eps does. Only the decoder has attention and learned variance.
+MINI_EMBEDDING_SCALE = 6.8
+"""17.2 sqrt(160 / 1024): the paper's factor, for the dimensions of the mini's embeddings."""
+MINI_DECODER = Decoder(
+    unet=UNet(
+        in_channels=3,
+        out_channels=6,
+        channels=(48, 96, 160),
+        res_blocks=1,
+        attention=(False, True, True),
+        heads=(1, 3, 5),
+        context_dim=160,
+        vector_dim=192,
+        norm_groups=16,
+        vector_mlp=False,
+        block="attention",
+        scale_shift=True,
+    ),
+    conditioning=ImageConditioning(
+        embedding_dim=160,
+        tokens=4,
+        context_dim=160,
+        vector_dim=192,
+        text_dim=192,
+        scale=MINI_EMBEDDING_SCALE,
+    ),
+    schedule=Schedule("cosine", prediction="v"),
+    image_size=16,
+)
+_MINI_UP_UNET = UNet(
+    in_channels=6,
+    out_channels=3,
+    channels=(32, 64),
+    res_blocks=2,
+    attention=(False, False),
+    heads=(1, 1),
+    context_dim=None,
+    norm_groups=16,
+    middle_attention=False,
+    scale_shift=True,
+)
+MINI_UPSAMPLERS = (
+    Upsampler(
+        unet=_MINI_UP_UNET,
+        schedule=Schedule("cosine", prediction="v"),
+        small_size=16,
+        image_size=32,
+        resize="bicubic",
+        degradation="blur",
+    ),
+    Upsampler(
+        unet=_MINI_UP_UNET,
+        schedule=Schedule("linear", beta_start=0.0001, beta_end=0.02, prediction="v"),
+        small_size=32,
+        image_size=64,
+        resize="bicubic",
+        degradation="bsr",
+    ),
+)
+MINI_PRIOR = DiffusionPrior(
+    embedding_dim=160,
+    text_tokens=24,
+    dim=96,
+    layers=3,
+    heads=3,
+    schedule=Schedule("cosine", prediction="x0"),
+    text_dim=192,
+    scale=MINI_EMBEDDING_SCALE,
+    dropout=0.1,
+)
+MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
+    embedding_dim=160,
+    text_dim=192,
+    text_tokens=24,
+    codes=48,  # the least number that leaves out less than 1% of the spread
+    buckets=64,
+    dim=96,
+    layers=3,
+    heads=3,
+    dropout=0.1,
+)

@@ -14,8 +14,7 @@ def ldm_unet(config: Json) -> UNet:
     width = f.whole("model_channels")
     channels = tuple(width * factor for factor in f.wholes("channel_mult", (1, 2, 4, 8)))
     factors = f.wholes("attention_resolutions")  # downsampling factors, in fact
-    if not f.flag("use_spatial_transformer", False):
-        f.refuse("use_spatial_transformer", False, "a UNet that reads text")
+    transformer = f.flag("use_spatial_transformer", False)
     if f.left.get("num_head_channels", -1) == -1:
         heads = (f.whole("num_heads"),) * len(channels)
     else:
@@ -32,11 +31,14 @@ def ldm_unet(config: Json) -> UNet:
         res_blocks=f.whole("num_res_blocks"),
         attention=tuple(2**level in factors for level in range(len(channels))),
         heads=heads,
-        context_dim=f.whole("context_dim"),
+        context_dim=f.whole("context_dim") if transformer else None,
         vector_dim=vector_dim,
         labels=classes,
         cross_only=f.flags("disable_self_attentions"),
         projection="linear" if f.flag("use_linear_in_transformer", False) else "conv",
+        block="transformer" if transformer else "attention",
+        scale_shift=f.flag("use_scale_shift_norm", False),
+        resample="res_block" if f.flag("resblock_updown", False) else "conv",
     )
     f.fixed(transformer_depth=1, conv_resample=True, dims=2, num_heads_upsample=-1)
     # Where there are transformers, `legacy` makes no difference.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import foreign_adm
 import foreign_ldm
 import jax
 import jax.numpy as jnp
@@ -18,13 +19,18 @@ from golden_rule import Case
 
 from sdjax import config
 from sdjax.config import Config
+from sdjax.denoisers.image_conditioning import ImageConditioning
+from sdjax.denoisers.prior import DiffusionPrior
 from sdjax.denoisers.unet import UNet
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.clip_image import ClipImage, unit
 from sdjax.image.depth import Depth
 from sdjax.nn.functional import Params, apply, inspect
+from sdjax.nn.resize import interpolate
+from sdjax.presets_unclip import KARLO_PRIOR
 from sdjax.text.clip_text import ClipText, end_positions
-from sdjax.weights import foreign
+from sdjax.text.glide_text import GlideText
+from sdjax.weights import foreign, foreign_unclip, foreign_unets
 from sdjax.weights.layouts import Layout, Part, parts
 from sdjax.weights.rules import convert
 from sdjax.weights.tree import flatten
@@ -49,7 +55,7 @@ class Network:
         return _part(self.config, self.layout)
 
     def params(self, tensors: Mapping[str, np.ndarray]) -> Params:
-        """The tree that a checkpoint of these tensors becomes."""
+        """The tree that a checkpoint of these tensors becomes; cases leave prefixes out."""
         return convert(tensors, self.part.table, self.part.shapes)
 
 
@@ -105,17 +111,103 @@ def run_unet(model: config.UNet, params: Params, case: Case) -> Outputs:
     def first(*names: str) -> jax.Array | None:
         return next((jnp.asarray(case.input(name)) for name in names if name in case.inputs), None)
 
-    extra = first("class_labels", "y")
+    extra, mask = first("class_labels", "y"), first("attention_mask")
+    times = first("timestep", "timesteps")
+    assert times is not None
+    x = channels_last(case.input("x"))
+    if "low_res" in case.inputs:
+        x = beside(x, case)
     output = jax.jit(apply, static_argnums=0)(
         UNet(model),
         params,
-        channels_last(case.input("x")),
-        first("timestep", "timesteps").astype(jnp.float32),
+        x,
+        times.astype(jnp.float32),
         first("encoder_hidden_states", "context"),
         extra if model.vector_dim is not None else None,
         extra if model.labels is not None else None,
+        None if mask is None else mask.astype(bool),
     )
     return dict.fromkeys(("sample", "out"), channels_first(output))
+
+
+def beside(x: jax.Array, case: Case) -> jax.Array:
+    """The noisy picture, and beside it the small one at its size."""
+    _, height, width, _ = x.shape
+    small = channels_last(case.input("low_res"))
+    enlarged = interpolate(small, (height, width), "linear", align_corners=False)
+    return jnp.concatenate([x, enlarged], axis=-1)
+
+
+def run_glide(model: config.Glide, params: Params, case: Case) -> Outputs:
+    mask = jnp.asarray(case.input("mask"), bool)
+    tokens = jnp.asarray(case.input("tokens"), jnp.int32)
+    text = jax.jit(apply, static_argnums=0)(GlideText(model.text), params["text"], tokens, mask)
+    x = channels_last(case.input("x"))
+    if model.small_size is not None:
+        x = beside(x, case)
+    timesteps = jnp.asarray(case.input("timesteps"), jnp.float32)
+    network = UNet(model.unet)
+    output = jax.jit(apply, static_argnums=0)(
+        network, params["unet"], x, timesteps, text.states, text.vector
+    )
+    return {"out": channels_first(output)}
+
+
+def run_decoder(model: config.Decoder, params: Params, case: Case) -> Outputs:
+    told = {name: jnp.asarray(case.input(name)) for name in ("y", "txt_feat_seq", "txt_feat")}
+    known = jnp.zeros(len(told["y"]), bool)
+    vector, context = apply(
+        ImageConditioning(model.conditioning),
+        params["conditioning"],
+        told["y"],
+        known,
+        told["txt_feat_seq"],
+        told["txt_feat"],
+    )
+    mask = jnp.asarray(case.input("mask"), bool)
+    tokens = model.conditioning.tokens
+    mask = jnp.pad(mask, ((0, 0), (tokens, 0)), constant_values=True)
+    output = jax.jit(apply, static_argnums=0)(
+        UNet(model.unet),
+        params["unet"],
+        channels_last(case.input("x")),
+        jnp.asarray(case.input("timesteps"), jnp.float32),
+        context,
+        vector,
+        None,
+        mask,
+    )
+    return {"out": channels_first(output)}
+
+
+def run_conditioning(model: config.ImageConditioning, params: Params, case: Case) -> Outputs:
+    """Without the image embedding in the first row, with it in the second."""
+    embedding = jnp.tile(jnp.asarray(case.input("image_embeddings")), (2, 1))
+    vector, context = apply(
+        ImageConditioning(model),
+        params,
+        embedding,
+        jnp.array([True, False]),
+        jnp.asarray(case.input("text_encoder_hidden_states")),
+        jnp.asarray(case.input("prompt_embeds")),
+    )
+    return {"additive_time_embedding": vector, "encoder_hidden_states": context}
+
+
+def run_prior(model: config.DiffusionPrior, params: Params, case: Case) -> Outputs:
+    def first(*names: str) -> jax.Array:
+        return next(jnp.asarray(case.input(name)) for name in names if name in case.inputs)
+
+    image = apply(
+        DiffusionPrior(model),
+        params,
+        first("hidden_states", "x"),
+        first("timestep", "timesteps").astype(jnp.float32),
+        first("proj_embedding", "text_emb"),
+        first("encoder_hidden_states", "text_enc"),
+        first("attention_mask", "mask").astype(bool),
+    )
+    return dict.fromkeys(("predicted_image_embedding", "out"), image)
 
 
 def run_autoencoder(model: config.Autoencoder, params: Params, case: Case) -> Outputs:
@@ -179,6 +271,12 @@ def transformers_text(case: Case) -> config.TextTower:
     return foreign.transformers_text(case.config, pad="eot", projection=projection)
 
 
+def diffusers_unet(case: Case) -> config.UNet:
+    """Cases do not name their class, of which there are two."""
+    name = "UNet2DConditionModel" if "cross_attention_dim" in case.config else "UNet2DModel"
+    return foreign_unets.diffusers_unet({"_class_name": name, **case.config})
+
+
 Make = Callable[[Case], Config]
 
 NETWORKS: tuple[tuple[str, str, Layout, Make, Run], ...] = (
@@ -186,8 +284,37 @@ NETWORKS: tuple[tuple[str, str, Layout, Make, Run], ...] = (
         "diffusers",
         "conv_norm_out.weight",
         "diffusers",
-        lambda case: foreign.diffusers_unet(case.config),
+        diffusers_unet,
         run_unet,
+    ),
+    (
+        "diffusers",
+        "learned_classifier_free_guidance_embeddings",
+        "diffusers",
+        lambda case: foreign_unclip.conditioning(case.config),
+        run_conditioning,
+    ),
+    (
+        "diffusers",
+        "prd_embedding",
+        "diffusers",
+        lambda case: foreign_unclip.prior(case.config, KARLO_PRIOR.schedule),
+        run_prior,
+    ),
+    (
+        "karlo original",
+        "prd_emb",
+        "single-file",
+        lambda case: replace(
+            KARLO_PRIOR,
+            embedding_dim=case.config["clip_dim"],
+            text_dim=case.config["clip_dim"],
+            text_tokens=case.config["text_ctx"],
+            dim=case.config["xf_width"],
+            layers=case.config["xf_layers"],
+            heads=case.config["xf_heads"],
+        ),
+        run_prior,
     ),
     (
         "diffusers",
@@ -230,6 +357,27 @@ NETWORKS: tuple[tuple[str, str, Layout, Make, Run], ...] = (
         "single-file",
         lambda case: foreign_ldm.ldm_autoencoder(case.config, 1.0),
         run_autoencoder,
+    ),
+    (
+        "glide",
+        "transformer_proj.weight",
+        "single-file",
+        foreign_adm.glide,
+        run_glide,
+    ),
+    (
+        "guided-diffusion",
+        "input_blocks.0.0.weight",
+        "single-file",
+        foreign_adm.unet,
+        run_unet,
+    ),
+    (
+        "karlo original",
+        "clip_tok_proj.weight",
+        "single-file",
+        foreign_adm.decoder,
+        run_decoder,
     ),
     (
         "openai CLIP",

@@ -32,6 +32,7 @@ from sdjax.nn.layers import (
 )
 from sdjax.nn.resize import interpolate
 from sdjax.presets import SD_SCHEDULE
+from sdjax.text.glide_tokenizer import GlideTokenizer
 from sdjax.text.tokenizer import CLIP_EOT, Tokenizer
 
 Arrays = dict[str, Any]
@@ -215,7 +216,10 @@ def tokens(row: dict[str, Any]) -> Pair:
     if "ids_77" in row:
         raise NotSupported("BERT's tokenizer")
     if "padded_128" in row:
-        raise NotSupported("GLIDE's tokenizer")
+        wanted = np.array(row["padded_128"])
+        found, mask = GlideTokenizer(len(wanted))(row["prompt"])
+        number = np.array(row["mask_true"])
+        return {"ids": found[0], "seen": mask.sum()}, {"ids": wanted, "seen": number}
     if "openai_77_pad0" not in row:
         raise NotSupported(f"a tokenizer with the fields {', '.join(row)}")
     wanted = np.array(row["openai_77_pad0"])

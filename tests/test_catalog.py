@@ -19,6 +19,9 @@ COUNTS = {
     "sd2-x4-upscaler": {"unet": 473_398_020, "autoencoder": 55_325_927},
     "sd2-unclip-h": {"unet": 870_173_124, "image": 632_076_800, "image_statistics": 2048},
     "sd2-unclip-l": {"unet": 869_517_764, "image": 303_966_208},
+    "karlo": {"text": 123_650_304, "prior": 1_022_028_544, "upsampler_0": 2 * 691_579_523},
+    "karlo-variations": {"image": 303_966_208, "decoder": 893_318_086},
+    "glide": {"total": 385_030_726},
     "clip-vit-b-32": {"total": 151_277_313},
     "clip-vit-l-14": {"clip": 427_616_513, "total": 427_616_513},
     "openclip-vit-h-14": {"total": 986_109_441},
@@ -34,7 +37,7 @@ def models():
 
 
 def test_every_model_is_listed(models):
-    assert list(models) == [*presets.PUBLISHED, *bundled_models()]
+    assert list(models) == [*presets.PUBLISHED, *presets.PAPER, *bundled_models()]
     assert COUNTS.keys() <= presets.PUBLISHED.keys()
     assert FACTS.keys() <= models.keys()
 

@@ -1,6 +1,7 @@
 """The layouts of the original files, LDM's, OpenAI's, OpenCLIP's and MiDaS's, against the newer."""
 
 import functools
+import re
 from dataclasses import replace
 
 import jax.numpy as jnp
@@ -11,13 +12,18 @@ from golden_rule import cases, golden
 
 from sdjax.nn.functional import apply
 from sdjax.text.clip_text import ClipText, end_positions
-from sdjax.weights import clip, depth, foreign, ldm
+from sdjax.weights import clip, depth, foreign, karlo, ldm
 from sdjax.weights import stable_diffusion as diffusers
-from sdjax.weights.rules import convert
+from sdjax.weights.rules import convert, listing
 
 CASES = {
     case.id: case
-    for name in ("tiny_modules_ldm", "tiny_modules_clip", "tiny_modules_diffusers_hf")
+    for name in (
+        "tiny_modules_ldm",
+        "tiny_modules_clip",
+        "tiny_modules_diffusers_hf",
+        "tiny_modules_karlo_original",
+    )
     for case in cases(name)
 }
 VAE = "ldm_kl_f8_tiny"
@@ -80,6 +86,46 @@ def key_map(name, prefix=""):
         key: (source.removeprefix(prefix), operations.split("+") if operations else [])
         for key, (source, operations) in golden(f"keymaps/{name}")["map"].items()
     }
+
+
+def test_both_layouts_of_karlos_decoder_are_one_model():
+    """Its UNet and its conditioning, which are two folders in the layout of diffusers."""
+    case = CASES["karlo_orig_decoder_tiny"]
+    tensors, model = case.tensors(), config_of(case.id)
+    new = {
+        **heads_apart(tensors, key_map("karlo_decoder_diffusers_from_original", "model."), 32),
+        **renamed(tensors, key_map("karlo_text_proj_diffusers_from_original", "model.")),
+    }
+    decoder, conditioning = model.unet, model.conditioning
+    found = {
+        "unet": (diffusers.unet_table(decoder), diffusers.unet_shapes(decoder)),
+        "conditioning": (
+            karlo.conditioning_table(conditioning),
+            karlo.conditioning_shapes(conditioning),
+        ),
+    }
+    for name, (table, shapes) in found.items():
+        own = {key: tensor for key, tensor in new.items() if key in listing(shapes, table)}
+        assert_same_params(convert(own, table, shapes), params_of(case.id)[name])
+    assert len(new) == sum(len(listing(shapes, table)) for table, shapes in found.values())
+
+
+def heads_apart(tensors, key_map, width):
+    """`renamed` where heads `width` wide hold their query, key and value side by side."""
+    result = {}
+    for key, (source, operations) in key_map.items():
+        if source not in tensors:
+            continue
+        tensor = tensors[source]
+        for operation in operations:
+            if operation == "squeeze":
+                tensor = tensor[..., 0]
+            else:
+                _, part, parts = map(int, re.findall(r"\d+", operation))
+                cut = tensor.reshape(-1, parts, width, *tensor.shape[1:])
+                tensor = cut[:, part].reshape(-1, *tensor.shape[1:])
+        result[key] = tensor
+    return result
 
 
 def third(operation):

@@ -12,13 +12,6 @@ from sdjax.weights.stable_diffusion import unet_table
 FILES = sorted(path.name.split(".")[0] for path in GOLDEN.glob("tiny_modules_*"))
 CASES = {case.id: case for name in FILES for case in cases(name)}
 UNSUPPORTED = {
-    "karlo_decoder_tiny",
-    "karlo_prior_tiny",
-    "karlo_sr_tiny",
-    "karlo_text_proj_tiny",
-    "ldm_celebahq_unet_tiny",
-    "ldm_unet_celeba_tiny",
-    "ldm_unet_inpainting_big_tiny",
     "ldmbert_tiny",
     "vq_f4_tiny",
 }

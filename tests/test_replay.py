@@ -194,6 +194,7 @@ def test_shipped_small_files(capsys):
     expected = {
         "meta_check.json": (9, 0),
         "clip_tokens.json": (25, 0),
+        "glide_tokens.json": (5, 0),
         "ops.json": (31, 0),
         "ldm_sampler_trajectories.json": (7, 0),
         "openai_gaussian_diffusion_trajectories.json": (6, 0),

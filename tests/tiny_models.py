@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sdjax import config
+from sdjax.denoisers.image_conditioning import ImageConditioning
 from sdjax.denoisers.unet import UNet
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.clip_image import ClipImage
@@ -75,6 +76,45 @@ UNET = config.UNet(
 )
 SMALLER_UNET = replace(UNET, channels=(16,), attention=(False,), heads=(2,))
 """For gradients, which take long to compile."""
+ADM_UNET = config.UNet(
+    in_channels=3,
+    out_channels=6,
+    channels=(16,),
+    res_blocks=1,
+    attention=(True,),
+    heads=(2,),
+    context_dim=24,
+    vector_dim=64,
+    norm_groups=8,
+    vector_mlp=False,
+    block="attention",
+    scale_shift=True,
+)
+DECODER = config.Decoder(
+    ADM_UNET,
+    config.ImageConditioning(
+        embedding_dim=8, tokens=2, context_dim=24, vector_dim=64, text_dim=12, scale=2.0
+    ),
+    config.Schedule("cosine", prediction="v"),
+    image_size=8,
+)
+UPSAMPLER = config.Upsampler(
+    replace(
+        ADM_UNET,
+        in_channels=6,
+        out_channels=3,
+        context_dim=None,
+        vector_dim=None,
+        vector_mlp=True,
+        attention=(False,),
+        middle_attention=False,
+    ),
+    config.Schedule("linear", 0.0001, 0.02, prediction="v"),
+    small_size=8,
+    image_size=16,
+    resize="bicubic",
+    degradation="bsr",
+)
 
 
 def fill(shapes: Any, seed: int = 0) -> Any:
@@ -114,6 +154,15 @@ def image_params(model: config.ImageTower) -> Any:
 
 def unet_params(model: config.UNet) -> Any:
     x = jnp.zeros((1, 2 * model.factor, 2 * model.factor, model.in_channels))
-    context = jnp.zeros((1, 3, model.context_dim))
+    context = None if model.context_dim is None else jnp.zeros((1, 3, model.context_dim))
     vector = None if model.vector_dim is None else jnp.zeros((1, model.vector_dim))
     return _params(UNet(model), x, jnp.zeros(1), context, vector, seed=4)
+
+
+def decoder_params(model: config.Decoder) -> Any:
+    c = model.conditioning
+    states = jnp.zeros((1, 5, c.text_dim))
+    vector = jnp.zeros((1, c.embedding_dim))
+    given = jnp.zeros((1, c.embedding_dim)), jnp.zeros(1, bool), states, vector
+    conditioning = _params(ImageConditioning(c), *given, seed=5)
+    return {"unet": unet_params(model.unet), "conditioning": conditioning}

@@ -16,17 +16,32 @@ from sdjax.config.networks import (
     TextTower,
     UNet,
 )
+from sdjax.config.priors import AutoregressivePrior, DiffusionPrior
 from sdjax.config.schedule import Betas, Prediction, Schedule
 from sdjax.config.systems import Conditioning, Config, StableDiffusion
+from sdjax.config.unclip import (
+    Decoder,
+    Glide,
+    GlideText,
+    ImageConditioning,
+    Unclip,
+    Upsampler,
+)
 
 __all__ = [
     "Activation",
     "Autoencoder",
+    "AutoregressivePrior",
     "Betas",
     "Clip",
     "Conditioning",
     "Config",
+    "Decoder",
     "Depth",
+    "DiffusionPrior",
+    "Glide",
+    "GlideText",
+    "ImageConditioning",
     "ImageStatistics",
     "ImageTower",
     "Prediction",
@@ -35,4 +50,6 @@ __all__ = [
     "StableDiffusion",
     "TextTower",
     "UNet",
+    "Unclip",
+    "Upsampler",
 ]

@@ -14,7 +14,9 @@ from sdjax.config.networks import (
     TextTower,
     UNet,
 )
+from sdjax.config.priors import AutoregressivePrior, DiffusionPrior
 from sdjax.config.schedule import Schedule
+from sdjax.config.unclip import Decoder, Glide, ImageConditioning, Unclip, Upsampler
 
 Conditioning = Literal["text", "inpainting", "depth", "low-res", "image"]
 
@@ -93,5 +95,12 @@ Config = (
     | TextTower
     | ImageTower
     | ImageStatistics
+    | ImageConditioning
+    | Unclip
+    | Glide
+    | Decoder
+    | Upsampler
+    | DiffusionPrior
+    | AutoregressivePrior
 )
 """Everything a checkpoint may hold: a whole system or one network."""

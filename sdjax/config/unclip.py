@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sdjax.config.checks import require, require_valid
-from sdjax.config.networks import Clip, UNet
+from sdjax.config.networks import ImageTower, TextTower, UNet
 from sdjax.config.priors import AutoregressivePrior, DiffusionPrior
 from sdjax.config.schedule import Schedule
 
@@ -47,6 +47,8 @@ class ImageConditioning:
     context_dim: int  # of what the UNet attends to
     vector_dim: int  # of the UNet's time embedding
     text_dim: int | None = None  # of CLIP's hidden states; None: the text arrives ready
+    mask_padding: bool = False  # the UNet does not see the text's padding (Karlo)
+    scale: float = 1.0  # the embedding that arrives, a unit vector in the mini, is multiplied by it
 
     def __post_init__(self) -> None:
         require_valid(self)
@@ -111,11 +113,12 @@ class Upsampler:
 class Unclip:
     """DALL-E 2 (arXiv 2204.06125): caption, prior, image embedding, decoder, upsamplers."""
 
-    clip: Clip
+    text: TextTower  # CLIP's
     decoder: Decoder
     upsamplers: tuple[Upsampler, ...] = ()
     prior: DiffusionPrior | None = None
     autoregressive_prior: AutoregressivePrior | None = None
+    image: ImageTower | None = None  # CLIP's; Karlo draws texts without it
 
     def __post_init__(self) -> None:
         size = self.decoder.image_size
@@ -125,12 +128,20 @@ class Unclip:
                 f"Unclip: an upsampler reads {upsampler.small_size} pixels, is given {size}",
             )
             size = upsampler.image_size
-        for part in (self.decoder.conditioning, self.prior, self.autoregressive_prior):
+        dim = self.text.projection_dim
+        for part in (self.decoder.conditioning, self.prior, self.autoregressive_prior, self.image):
+            found = getattr(part, "embedding_dim", getattr(part, "projection_dim", None))
             require(
-                part is None or part.embedding_dim == self.clip.image.projection_dim,
-                f"Unclip: {type(part).__name__} has image embeddings of "
-                f"{getattr(part, 'embedding_dim', None)}, CLIP {self.clip.image.projection_dim}",
+                part is None or found == dim,
+                f"Unclip: {type(part).__name__} has image embeddings of {found}, the text tower "
+                f"embeddings of {dim}",
             )
+        states = self.decoder.conditioning.text_dim
+        require(
+            states in (None, self.text.dim),
+            f"Unclip: the decoder reads hidden states of {states}, the text tower writes "
+            f"{self.text.dim}",
+        )
 
     @property
     def image_size(self) -> int:

@@ -34,7 +34,7 @@ class ImageConditioning(nn.Module):
         """(vector [batch, vector_dim], context [batch, tokens + text tokens, context_dim]).
 
         Args:
-            embedding: CLIP's image embedding [batch, embedding_dim], in the prior's own scale.
+            embedding: CLIP's image embedding [batch, embedding_dim], before the config's `scale`.
             dropped: where a learned embedding takes its place: training without, and guidance.
             states: of the text, [batch, text tokens, text_dim], or context_dim if the text arrives
                 ready.
@@ -42,7 +42,7 @@ class ImageConditioning(nn.Module):
         """
         c = self.config
         null = self.param("null_embedding", nn.initializers.normal(0.02), (c.embedding_dim,))
-        embedding = jnp.where(dropped[:, None], null, embedding).astype(self.dtype)
+        embedding = jnp.where(dropped[:, None], null, c.scale * embedding).astype(self.dtype)
         vector = nn.Dense(c.vector_dim, dtype=self.dtype, name="image_vector")(embedding)
         tokens = nn.Dense(c.tokens * c.context_dim, dtype=self.dtype, name="image_tokens")(
             embedding

@@ -1,10 +1,12 @@
 """Scaled dot-product attention (arXiv 1706.03762, equation 1): the one attention of sdjax."""
 
+from typing import NamedTuple
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from sdjax.shapes import Mask, Sequence
 
@@ -21,12 +23,13 @@ def dot_product_attention(
     *,
     causal: bool = False,
     mask: Mask | None = None,
+    start: Int[Array, ""] | int = 0,
 ) -> Float[Array, "batch queries heads head_dim"]:
     """softmax(Q K^T / sqrt(head_dim)) V, exact; scores and softmax in float32.
 
     Large inputs go through in blocks of `QUERY_BLOCK` queries, so the tokens x tokens matrix is
-    never stored whole. With `causal`, a query sees the keys up to its own position; with `mask`,
-    those where it is True, of which there must be one.
+    never stored whole. With `causal`, a query sees the keys up to its own position, of which the
+    first query's is `start`; with `mask`, those where it is True, of which there must be one.
     """
     batch, queries, heads, head_dim = query.shape
     tokens = key.shape[1]
@@ -45,14 +48,22 @@ def dot_product_attention(
         return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
 
     if queries * tokens <= MAX_SCORES:
-        return attend(query, 0)
+        return attend(query, start)
     missing = -queries % QUERY_BLOCK
     padded = jnp.pad(query, ((0, 0), (0, missing), (0, 0), (0, 0)))
     blocks = padded.reshape(batch, -1, QUERY_BLOCK, heads, head_dim).swapaxes(0, 1)
-    starts = jnp.arange(blocks.shape[0]) * QUERY_BLOCK
+    starts = start + jnp.arange(blocks.shape[0]) * QUERY_BLOCK
     # Recomputed for gradients, which would otherwise store every block's scores.
     out = jax.lax.map(jax.checkpoint(lambda args: attend(*args)), (blocks, starts))
     return out.swapaxes(0, 1).reshape(batch, -1, heads, head_dim)[:, :queries]
+
+
+class Cache(NamedTuple):
+    """Keys and values of a sequence so far, in arrays with room for all of it."""
+
+    key: Float[Array, "batch room heads head_dim"]
+    value: Float[Array, "batch room heads head_dim"]
+    used: Int[Array, ""]  # positions that are filled
 
 
 class Attention(nn.Module):
@@ -70,12 +81,25 @@ class Attention(nn.Module):
     joint: bool = False
     zero: bool = False  # the last projection starts at zero
 
-    @nn.compact
     def __call__(
         self, x: Sequence, context: Sequence | None = None, mask: Mask | None = None
     ) -> Sequence:
         """`mask` says which positions of what is attended to (the context if given) are seen."""
+        return self._attend(x, context, mask, None)[0]
 
+    def extend(self, x: Sequence, cache: Cache, mask: Mask | None) -> tuple[Sequence, Cache]:
+        """The next positions, `x`, of a causal sequence: what they see is computed once.
+
+        `mask` is over all the cache's room.
+        """
+        out, extended = self._attend(x, None, mask, cache)
+        assert extended is not None
+        return out, extended
+
+    @nn.compact
+    def _attend(
+        self, x: Sequence, context: Sequence | None, mask: Mask | None, cache: Cache | None
+    ) -> tuple[Sequence, Cache | None]:
         def project(name: str, inputs: Array) -> Array:
             width = self.heads * self.head_dim
             y = nn.Dense(width, use_bias=self.bias, dtype=self.dtype, name=name)(inputs)
@@ -88,7 +112,15 @@ class Attention(nn.Module):
             value = jnp.concatenate([project("context_value", context), value], axis=1)
             if mask is not None:
                 mask = jnp.pad(mask, ((0, 0), (0, x.shape[1])), constant_values=True)
-        out = dot_product_attention(project("query", x), key, value, causal=self.causal, mask=mask)
-        out = out.reshape(*x.shape[:2], -1)
+        start = 0
+        if cache is not None:
+            start = cache.used
+            key = jax.lax.dynamic_update_slice_in_dim(cache.key, key, start, axis=1)
+            value = jax.lax.dynamic_update_slice_in_dim(cache.value, value, start, axis=1)
+            cache = Cache(key, value, start + x.shape[1])
+        query = project("query", x)
+        out = dot_product_attention(
+            query, key, value, causal=self.causal, mask=mask, start=start
+        ).reshape(*x.shape[:2], -1)
         init = nn.initializers.zeros if self.zero else nn.initializers.lecun_normal()
-        return nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="out")(out)
+        return nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="out")(out), cache

@@ -14,9 +14,19 @@ def init_params(module: nn.Module, key: Array, *args: Any) -> Params:
     return module.init(key, *args)["params"]  # pyright: ignore[reportReturnType]
 
 
-def apply(module: nn.Module, params: Params, *args: Any, method: str | None = None) -> Any:
-    """`module(*args)`, or its method of that name, with these parameters."""
-    return module.apply({"params": params}, *args, method=method)
+def apply(
+    module: nn.Module,
+    params: Params,
+    *args: Any,
+    method: str | None = None,
+    dropout: Array | None = None,
+) -> Any:
+    """`module(*args)`, or its method of that name, with these parameters.
+
+    With the key `dropout` the network drops activations, as in training.
+    """
+    rngs = None if dropout is None else {"dropout": dropout}
+    return module.apply({"params": params}, *args, method=method, rngs=rngs)
 
 
 def keep(module: nn.Module, name: str, value: Array) -> None:

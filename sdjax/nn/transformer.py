@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sdjax.nn.attention import Attention
+from sdjax.nn.attention import Attention, Cache
 from sdjax.nn.layers import GroupNorm, activation, exact_gelu, layer_norm
 from sdjax.shapes import FeatureMap, Mask, Sequence
 
@@ -47,13 +47,24 @@ class TransformerBlock(nn.Module):
     causal: bool = False
     cross_only: bool = False
     dtype: DTypeLike = jnp.float32
+    dropout: float = 0.0  # of what is added, where a "dropout" key is given
 
-    @nn.compact
     def __call__(
         self, x: Sequence, context: Sequence | None = None, mask: Mask | None = None
     ) -> Sequence:
         """`mask` says which positions are seen of the context, or of `x` where there is none."""
+        return self._run(x, context, mask, None)[0]
 
+    def extend(self, x: Sequence, cache: Cache, mask: Mask | None) -> tuple[Sequence, Cache]:
+        """The next positions of a causal sequence: see `Attention.extend`."""
+        x, extended = self._run(x, None, mask, cache)
+        assert extended is not None
+        return x, extended
+
+    @nn.compact
+    def _run(
+        self, x: Sequence, context: Sequence | None, mask: Mask | None, cache: Cache | None
+    ) -> tuple[Sequence, Cache | None]:
         def norm(name: str) -> nn.LayerNorm:
             return layer_norm(self.epsilon, name=name, dtype=self.dtype)
 
@@ -62,15 +73,22 @@ class TransformerBlock(nn.Module):
                 self.heads, self.head_dim, self.attention_bias, causal, self.dtype, name=name
             )
 
+        def drop(h: Sequence) -> Sequence:
+            return nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(h)
+
         if self.cross_only:
-            x = x + attention("first_attention", False)(norm("norm_first")(x), context, mask)
+            x = x + drop(attention("first_attention", False)(norm("norm_first")(x), context, mask))
+        elif cache is not None:
+            attend = attention("self_attention", self.causal)
+            h, cache = attend.extend(norm("norm_self")(x), cache, mask)
+            x = x + drop(h)
         else:
             own = mask if context is None else None
-            x = x + attention("self_attention", self.causal)(norm("norm_self")(x), None, own)
+            x = x + drop(attention("self_attention", self.causal)(norm("norm_self")(x), None, own))
         if context is not None:
-            x = x + attention("cross_attention", False)(norm("norm_cross")(x), context, mask)
+            x = x + drop(attention("cross_attention", False)(norm("norm_cross")(x), context, mask))
         mlp = FeedForward(self.mlp_dim, self.feed_forward, self.dtype, name="mlp")
-        return x + mlp(norm("norm_mlp")(x))
+        return x + drop(mlp(norm("norm_mlp")(x))), cache
 
 
 class AttentionBlock(nn.Module):

@@ -143,7 +143,7 @@ class Clip:
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
 
-    def preprocess(self, images: Pictures) -> Float[np.ndarray, "images height width 3"]:
+    def preprocess(self, images: Pictures) -> Float[np.ndarray, "images size size 3"]:
         """What the image tower reads: shortest side to its size, centre cropped, normalised."""
         size = self.config.image.image_size
         pixels = np.stack([square(read_picture(image), size) for image in images])
@@ -251,12 +251,10 @@ def clip_of(model: Model) -> Clip:
     described = model.described
     if isinstance(model.config, config.Clip):
         towers, params = model.config, model.params["clip"]
-    elif "clip" in described:
-        towers = from_json(config.Clip, described["clip"])
+    else:
+        towers = _carried(model)
         params = {name: model.params[name] for name in ("text", "image")}
         params["logit_scale"] = jnp.float32(described["logit_scale"])
-    else:
-        raise ValueError(f"{model.name} carries no CLIP")
     wanted = ("image_mean", "image_std")
     if missing := [field for field in wanted if field not in described]:
         raise ValueError(
@@ -266,3 +264,12 @@ def clip_of(model: Model) -> Clip:
     mean, std = (tuple(described[field]) for field in wanted)
     tokenizer = Tokenizer(towers.text.context_length, towers.text.pad, described.get("vocabulary"))
     return Clip(model.name, towers, params, tokenizer, mean, std)
+
+
+def _carried(model: Model) -> config.Clip:
+    """The towers in a text-to-image model."""
+    if isinstance(model.config, config.Unclip) and model.config.image is not None:
+        return config.Clip(model.config.text, model.config.image)
+    if "clip" in model.described:
+        return from_json(config.Clip, model.described["clip"])
+    raise ValueError(f"{model.name} carries no CLIP")

@@ -22,9 +22,9 @@ from sdjax.weights.rules import (
     EMBEDDING,
     LINEAR,
     NORM,
+    PLAIN,
     TRANSPOSE,
     WEIGHT,
-    Kind,
     Row,
     Rule,
     Table,
@@ -34,9 +34,6 @@ from sdjax.weights.rules import (
 from sdjax.weights.tree import Params
 
 Layout = Literal["transformers", "openclip"]
-
-PLAIN: Kind = (("", "", COPY),)
-"""A tensor that bears its layer's name, in our own shape."""
 
 TRANSFORMERS_BLOCK: tuple[Row, ...] = (
     ("layer_norm1", "norm_self", NORM),

@@ -12,25 +12,17 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.config import (
-    Autoencoder,
-    Clip,
-    Config,
-    Depth,
-    ImageStatistics,
-    StableDiffusion,
-    UNet,
-)
+from sdjax.config import Clip, Config, Depth
 from sdjax.image.preprocess import CLIP_MEAN, CLIP_STD
 from sdjax.weights.config_json import to_json
 from sdjax.weights.files import MODEL_FILE, StoredDtype, open_model, open_unused, save_model, sha256
 from sdjax.weights.folders import weights_name, write_configs
-from sdjax.weights.layouts import Layout, parts
+from sdjax.weights.layouts import TRANSFORMERS, Layout, parts
 from sdjax.weights.rules import Rule, assemble, names
 from sdjax.weights.sources import CUSTOM, Matched, Source, open_source
 from sdjax.weights.stored import NO_STATISTICS, check_components, lacks_statistics, stored_config
 from sdjax.weights.tensors import LazyTensor, write_safetensors
-from sdjax.weights.tree import Params, shown, unflatten
+from sdjax.weights.tree import Params, flatten, shown, unflatten
 
 Export = Literal["diffusers", "single-file"]
 """Layouts that a model can be written in."""
@@ -142,7 +134,7 @@ def export_model(
         dst: for "diffusers" a new folder, with a subfolder for each part of a system; for
             "single-file" a new safetensors file.
         layout: "single-file" is the original layout: of CompVis and Stability for Stable Diffusion,
-            of OpenCLIP for CLIP, of MiDaS for depth.
+            of OpenCLIP for CLIP, of MiDaS for depth, of GLIDE, of a part of Karlo.
         family: as for `convert_checkpoint`; of no use where `src` is a model folder.
         dtype: precision of the parameters; "source" keeps each tensor's own.
         ema: as for `convert_checkpoint`.
@@ -234,12 +226,13 @@ def published(
                 warnings.warn(f"{NO_STATISTICS}; 0 and 1 are written", stacklevel=2)
             leaves = _standard(part.shapes)
         else:
-            leaves = components[part.component]
+            whole, own = components[part.component], flatten(part.shapes)
+            leaves = {path: leaf for path, leaf in whole.items() if path in own}
         prefix = part.place if layout == "single-file" else ""
-        files[part.place] = {
-            prefix + name: _whole(pieces, leaves)
+        files.setdefault(part.place, {}).update(
+            (prefix + name, _whole(pieces, leaves))
             for name, pieces in names(leaves, part.table).items()
-        }
+        )
         for name, tensor in unused.items():
             if name.startswith(part.place):
                 files[part.place][prefix + name[len(part.place) :]] = tensor
@@ -328,7 +321,7 @@ def _numpy(dtype: StoredDtype) -> np.dtype | None:
 
 def _layout_of(config: Config, layout: Export) -> Layout:
     """What a layout is called for one network of this kind."""
-    if isinstance(config, StableDiffusion | UNet | Autoencoder | ImageStatistics):
+    if not isinstance(config, TRANSFORMERS):
         return layout
     originals: dict[type, Layout] = {Clip: "openclip", Depth: "midas"}
     return "transformers" if layout == "diffusers" else originals.get(type(config), "single-file")

@@ -54,6 +54,13 @@ class Fields:
             self.refuse(field, value, f"a number above 0, at most {LARGEST}")
         return value
 
+    def share(self, field: str) -> float:
+        """A number from 0 to 1, which it is below; 0 where the field is absent."""
+        value = self.take(field, 0.0)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
+            self.refuse(field, value, "a number from 0, below 1")
+        return float(value)
+
     def flags(self, field: str) -> tuple[bool, ...]:
         """A list of truth values; none at all where the field is absent or all of them are off."""
         value = self.take(field, None) or ()

@@ -7,6 +7,8 @@ from sdjax.config import (
     Clip,
     Config,
     Depth,
+    DiffusionPrior,
+    ImageConditioning,
     ImageStatistics,
     ImageTower,
     Prediction,
@@ -55,6 +57,10 @@ def network_settings(config: Config) -> Settings:
                     f"{config.concepts} and {config.special_concepts}: export without it"
                 )
             return _clip("StableDiffusionSafetyChecker", config.image)
+        case ImageConditioning():
+            return _conditioning(config)
+        case DiffusionPrior():
+            return _prior(config)
         case ImageStatistics():
             return _diffusers("StableUnCLIPImageNormalizer") | {"embedding_dim": config.dim}
     raise ValueError(f"a {type(config).__name__} is many networks: write the settings of each")
@@ -141,17 +147,79 @@ def _transformers(name: str, model_type: str) -> Settings:
 
 
 def _unet(config: UNet) -> Settings:
+    if config.block == "attention":
+        return _attention_unet(config)
+    if config.scale_shift or config.resample != "conv" or not config.middle_attention:
+        raise ValueError(
+            "UNet2DConditionModel of diffusers has transformers only beside plain residual blocks "
+            "and convolutions that resample: this UNet is stored in the layout single-file"
+        )
     levels = list(config.attention)
     return _diffusers("UNet2DConditionModel") | {
-        "act_fn": "silu",
+        **_unet_sizes(config),
         # Despite its name the number of heads, not their width.
         "attention_head_dim": list(config.heads),
-        "block_out_channels": list(config.channels),
-        "center_input_sample": False,
         "class_embed_type": None if config.vector_dim is None else "projection",
         "cross_attention_dim": config.context_dim,
         "down_block_types": ["CrossAttnDownBlock2D" if a else "DownBlock2D" for a in levels],
+        "num_class_embeds": config.labels,
+        "only_cross_attention": list(config.cross_only) or False,
+        "projection_class_embeddings_input_dim": config.vector_dim,
+        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in levels[::-1]],
+        "use_linear_projection": config.projection == "linear",
+    }
+
+
+def _attention_unet(config: UNet) -> Settings:
+    """Karlo's decoder, Karlo's upsampler, or the UNet of LDM without a text."""
+    conditional, residual = config.context_dim is not None, config.resample == "res_block"
+    attends = [*config.attention[:-1], config.attention[-1] or config.middle_attention]
+    widths = {c // h for c, h, a in zip(config.channels, config.heads, attends, strict=True) if a}
+    known = {
+        (True, True): config.middle_attention and not config.vector_mlp,
+        (False, True): not any(config.attention),
+        (False, False): True,
+    }
+    if (
+        not known.get((conditional, residual))
+        or len(widths) > 1
+        or config.labels is not None
+        or (config.vector_dim is not None) != conditional
+    ):
+        raise ValueError(
+            "no UNet of diffusers has such attention, residual blocks and vectors together: this "
+            "UNet is stored in the layout single-file"
+        )
+    block = {True: "AttnDownBlock2D", False: "DownBlock2D"}
+    if residual:
+        block = {True: "SimpleCrossAttnDownBlock2D", False: "ResnetDownsampleBlock2D"}
+    down = [block[a] for a in config.attention]
+    settings = {
+        **_unet_sizes(config),
+        "attention_head_dim": next(iter(widths), 8),
+        "down_block_types": down,
+        "resnet_time_scale_shift": "scale_shift" if config.scale_shift else "default",
+        "up_block_types": [name.replace("Down", "Up") for name in reversed(down)],
+    }
+    if not conditional:
+        middle = {"add_attention": config.middle_attention}
+        return _diffusers("UNet2DModel") | settings | middle
+    return _diffusers("UNet2DConditionModel") | {
+        **settings,
+        "class_embed_type": "identity",
+        "cross_attention_dim": config.context_dim,
+        "mid_block_type": "UNetMidBlock2DSimpleCrossAttn",
+    }
+
+
+def _unet_sizes(config: UNet) -> Settings:
+    """What all UNets of diffusers are told alike."""
+    return {
+        "act_fn": "silu",
+        "block_out_channels": list(config.channels),
+        "center_input_sample": False,
         "downsample_padding": 1,
+        "dropout": config.dropout,
         "flip_sin_to_cos": True,
         "freq_shift": 0,
         "in_channels": config.in_channels,
@@ -159,12 +227,38 @@ def _unet(config: UNet) -> Settings:
         "mid_block_scale_factor": 1,
         "norm_eps": 1e-5,
         "norm_num_groups": config.norm_groups,
-        "num_class_embeds": config.labels,
-        "only_cross_attention": list(config.cross_only) or False,
         "out_channels": config.out_channels,
-        "projection_class_embeddings_input_dim": config.vector_dim,
-        "up_block_types": ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in levels[::-1]],
-        "use_linear_projection": config.projection == "linear",
+    }
+
+
+def _conditioning(config: ImageConditioning) -> Settings:
+    if config.text_dim != config.embedding_dim or config.scale != 1 or not config.mask_padding:
+        raise ValueError(
+            "UnCLIPTextProjModel of diffusers reads hidden states as wide as the embeddings, takes "
+            "embeddings as they are and hides padding: this model is stored in sdjax's own format"
+        )
+    return _diffusers("UnCLIPTextProjModel") | {
+        "clip_embeddings_dim": config.embedding_dim,
+        "clip_extra_context_tokens": config.tokens,
+        "cross_attention_dim": config.context_dim,
+        "time_embed_dim": config.vector_dim,
+    }
+
+
+def _prior(config: DiffusionPrior) -> Settings:
+    if config.text_dim != config.embedding_dim or config.scale is not None:
+        raise ValueError(
+            "PriorTransformer of diffusers reads hidden states as wide as the embeddings, and "
+            "embeddings that were standardised: this prior is stored in sdjax's own format only"
+        )
+    return _diffusers("PriorTransformer") | {
+        "additional_embeddings": 4,
+        "attention_head_dim": config.dim // config.heads,
+        "dropout": config.dropout,
+        "embedding_dim": config.embedding_dim,
+        "num_attention_heads": config.heads,
+        "num_embeddings": config.text_tokens,
+        "num_layers": config.layers,
     }
 
 

@@ -18,7 +18,6 @@ from sdjax.config import (
     SafetyChecker,
     Schedule,
     TextTower,
-    UNet,
 )
 from sdjax.nn.transformer import LAYER_NORM_EPSILON
 from sdjax.weights.fields import Fields, Json
@@ -58,74 +57,6 @@ PREDICTIONS: dict[str, Prediction] = {
 }
 
 ACTIVATIONS: dict[str, Activation] = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
-
-
-def diffusers_unet(config: Json) -> UNet:
-    """UNet2DConditionModel, as in unet/config.json."""
-    f = Fields("UNet2DConditionModel", config)
-    channels = f.wholes("block_out_channels", (320, 640, 1280, 1280))
-    levels = len(channels)
-    attention = _levels_with_attention(f, levels)
-    # Despite its name the number of heads, not their width.
-    if isinstance(f.left.get("attention_head_dim"), list | tuple):
-        heads = f.wholes("attention_head_dim")
-    else:
-        heads = (f.whole("attention_head_dim", 8),) * levels
-    vector_dim = labels = None
-    embedding = f.take("class_embed_type", None)
-    if embedding == "projection":
-        vector_dim = f.whole("projection_class_embeddings_input_dim")
-    elif embedding is not None:
-        f.refuse("class_embed_type", embedding, "null or 'projection'")
-    elif f.left.get("num_class_embeds") is not None:
-        labels = f.whole("num_class_embeds")
-    result = UNet(
-        in_channels=f.whole("in_channels", 4),
-        out_channels=f.whole("out_channels", 4),
-        channels=channels,
-        res_blocks=f.whole("layers_per_block", 2),
-        attention=attention,
-        heads=heads,
-        context_dim=f.whole("cross_attention_dim", 1280),
-        vector_dim=vector_dim,
-        labels=labels,
-        cross_only=f.flags("only_cross_attention"),
-        norm_groups=f.whole("norm_num_groups", 32),
-        projection="linear" if f.flag("use_linear_projection", False) else "conv",
-    )
-    f.fixed(
-        flip_sin_to_cos=True,
-        freq_shift=0,
-        mid_block_type="UNetMidBlock2DCrossAttn",
-        downsample_padding=1,
-        mid_block_scale_factor=1,
-        act_fn="silu",
-        norm_eps=1e-5,
-        transformer_layers_per_block=1,
-        resnet_time_scale_shift="default",
-        resnet_out_scale_factor=1.0,
-        time_embedding_type="positional",
-        conv_in_kernel=3,
-        conv_out_kernel=3,
-        attention_type="default",
-    )
-    # Ours always computes the attention's softmax in float32; the last two count only where
-    # `class_embed_type` and `addition_embed_type` ask for them.
-    numbers = {"num_class_embeds", "addition_embed_type_num_heads"}
-    f.finish(HUB | {"dropout", "upcast_attention"} | numbers)
-    return result
-
-
-def _levels_with_attention(f: Fields, levels: int) -> tuple[bool, ...]:
-    """Whether each level has transformers, from the names of its blocks down and up."""
-    down = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
-    names = f.take("down_block_types", ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"])
-    if not isinstance(names, list | tuple) or len(names) != levels or not down.keys() >= set(names):
-        f.refuse("down_block_types", names, f"a list of {levels} of {' and '.join(down)}")
-    attention = tuple(down[name] for name in names)
-    up = ["CrossAttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention)]
-    f.fixed(up_block_types=up)
-    return attention
 
 
 def diffusers_autoencoder(config: Json) -> Autoencoder:

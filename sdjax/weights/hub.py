@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from sdjax.weights.layouts import FOLDERS
+from sdjax.weights.layouts import FOLDERS, UNCLIP_ONLY
 from sdjax.weights.readers import MODEL_FILE, choose, open_checkpoint, shards_of
 
 REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
@@ -63,7 +63,7 @@ def wanted(files: Iterable[str], repository: str) -> list[str]:
     files = list(files)
     places = [""]
     if INDEX in files:
-        places = [p for p in FOLDERS.values() if any(file.startswith(p) for file in files)]
+        places = _read({place for place in FOLDERS.values() for f in files if f.startswith(place)})
     found = [file for file in files if SETTINGS.fullmatch(file)]
     for place in places:
         inside = [file.removeprefix(place) for file in files if file.startswith(place)]
@@ -84,8 +84,10 @@ def _is_complete(folder: Path) -> bool:
             named = MODEL_FILE.fullmatch(choose(names, str(folder)))
             return named is None or not LONE_SETTINGS.isdisjoint(names)
         parts = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        for name in (name for name, value in parts.items() if value not in (None, [None, None])):
-            if f"{name}/" in FOLDERS.values():
+        there = [name for name, value in parts.items() if value not in (None, [None, None])]
+        places = _read({f"{name}/" for name in there})
+        for name in there:
+            if f"{name}/" in places:
                 open_checkpoint(folder / name)
                 (folder / name / "config.json").stat()
             elif name.endswith("scheduler"):
@@ -93,6 +95,12 @@ def _is_complete(folder: Path) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def _read(there: set[str]) -> list[str]:
+    """Which of the folders that are `there` are read."""
+    without = UNCLIP_ONLY if FOLDERS["unet"] in there else ()
+    return [place for place in FOLDERS.values() if place in there and place not in without]
 
 
 def _unreachable(name: str, error: Exception) -> FileNotFoundError:

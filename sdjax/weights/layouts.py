@@ -1,7 +1,8 @@
 """Where the parts of a published checkpoint lie, and under which names.
 
-A `Layout` is one way of writing a model to disk. "single-file" is the original Stable Diffusion
-checkpoint, in which a prefix names the part; "diffusers" a folder with one subfolder for each part;
+A `Layout` is one way of writing a model to disk. "single-file" is the original checkpoint of Stable
+Diffusion, in which a prefix names the part, of GLIDE or of a part of Karlo; "diffusers" a folder
+with one subfolder for each part;
 "transformers", "openclip" and "midas" are the files of CLIP and of the depth estimator as those
 projects write them.
 """
@@ -15,18 +16,25 @@ import jax.numpy as jnp
 
 from sdjax.config import (
     Autoencoder,
+    AutoregressivePrior,
     Clip,
     Config,
+    Decoder,
     Depth,
+    DiffusionPrior,
+    Glide,
+    ImageConditioning,
     ImageStatistics,
     ImageTower,
     SafetyChecker,
     StableDiffusion,
     TextTower,
+    Unclip,
     UNet,
+    Upsampler,
 )
-from sdjax.weights import clip, depth, ldm, safety, stable_diffusion
-from sdjax.weights.rules import Rule, Table, Transform
+from sdjax.weights import clip, depth, glide, karlo, karlo_prior, ldm, safety, stable_diffusion
+from sdjax.weights.rules import COPY, Rule, Table, Transform, within
 from sdjax.weights.tree import Params
 
 Layout = Literal["single-file", "diffusers", "transformers", "openclip", "midas"]
@@ -41,6 +49,13 @@ KINDS: dict[str, type[Config]] = {
     "text": TextTower,
     "image": ImageTower,
     "image_statistics": ImageStatistics,
+    "unclip": Unclip,
+    "glide": Glide,
+    "decoder": Decoder,
+    "conditioning": ImageConditioning,
+    "upsampler": Upsampler,
+    "prior": DiffusionPrior,
+    "autoregressive_prior": AutoregressivePrior,
 }
 """The field `kind` of model.json, and the config that goes with it. A lone network's component has
 the name of its kind."""
@@ -53,8 +68,20 @@ FOLDERS = {
     "image": "image_encoder/",
     "image_statistics": "image_normalizer/",
     "safety": "safety_checker/",
+    "prior": "prior/",
+    "decoder": "decoder/",
+    "conditioning": "text_proj/",
+    "upsampler": "super_res_first/",
+    "last_step": "super_res_last/",  # the upsampler's, where it has a network of its own
 }
 """Where diffusers keeps each component."""
+UNCLIP_ONLY = tuple(
+    FOLDERS[n] for n in ("prior", "decoder", "conditioning", "upsampler", "last_step")
+)
+"""Of no use beside the UNet of a Stable Diffusion, some of which come with a prior, too."""
+
+TRANSFORMERS = (Clip, Depth, SafetyChecker, TextTower, ImageTower)
+"""Networks whose folders are in the layout of transformers, also beside those of diffusers."""
 
 ROW = Transform(lambda x: x[0], lambda x: x[None])
 """[1, dim] in the file, [dim] in the tree."""
@@ -64,7 +91,7 @@ ROW = Transform(lambda x: x[0], lambda x: x[None])
 class Part:
     """One network of a checkpoint."""
 
-    component: str  # our name of it
+    component: str  # our name of it, or of what it is a part of
     place: str  # the prefix of its tensors' names, or its subfolder and "/"; "" is the whole file
     table: Table
     shapes: Params
@@ -77,11 +104,11 @@ def parts(config: Config, layout: Layout) -> tuple[Part, ...]:
     Raises:
         ValueError: if models of this kind are never written so.
     """
-    if isinstance(config, StableDiffusion):
-        if layout == "single-file":
-            return _single_file(config)
+    if isinstance(config, StableDiffusion | Unclip):
         if layout == "diffusers":
-            return _diffusers(config)
+            return _diffusers(config) if isinstance(config, StableDiffusion) else _unclip(config)
+        if layout == "single-file" and isinstance(config, StableDiffusion):
+            return _single_file(config)
     else:
         found = _lone(config, layout)
         if found is not None:
@@ -91,8 +118,16 @@ def parts(config: Config, layout: Layout) -> tuple[Part, ...]:
 
 def component_shapes(config: Config) -> dict[str, Params]:
     """The parameter tree of each component of a model, with shapes for leaves."""
-    of_diffusers = isinstance(config, StableDiffusion | UNet | Autoencoder | ImageStatistics)
-    found = parts(config, "diffusers" if of_diffusers else "transformers")
+    match config:
+        case Unclip():
+            return _unclip_shapes(config)
+        case AutoregressivePrior():
+            return _autoregressive_shapes(config)
+        case Glide() | Decoder() | Upsampler():
+            found = parts(config, "single-file")
+        case _:
+            of_transformers = isinstance(config, TRANSFORMERS)
+            found = parts(config, "transformers" if of_transformers else "diffusers")
     return {part.component: part.shapes for part in found}
 
 
@@ -143,10 +178,70 @@ def _diffusers(config: StableDiffusion) -> tuple[Part, ...]:
     return tuple(found)
 
 
+def _unclip(config: Unclip) -> tuple[Part, ...]:
+    """The folders of Karlo."""
+    upsampler = next(iter(config.upsamplers), None)
+    if config.decoder.text or config.autoregressive_prior or len(config.upsamplers) > 1:
+        raise ValueError(
+            "the pipeline of diffusers has a text from CLIP, a diffusion prior and one upsampler: "
+            "a model with more than that is stored in sdjax's own format only"
+        )
+    found = [
+        _component("text", config.text),
+        *_under("decoder", "unet", FOLDERS["decoder"], config.decoder.unet),
+        *_under("decoder", "conditioning", FOLDERS["conditioning"], config.decoder.conditioning),
+    ]
+    if upsampler is not None:
+        found += _under("upsampler_0", "unet", FOLDERS["upsampler"], upsampler.unet)
+    if upsampler is not None and upsampler.own_last_step:
+        found += _under("upsampler_0", "last_unet", FOLDERS["last_step"], upsampler.unet)
+    if config.prior is not None:
+        found.append(_component("prior", config.prior))
+        shapes = _statistics(config.prior.embedding_dim)
+        table = Table(tuple(Rule(f"clip_{name}", name, ROW) for name in shapes))
+        found.append(Part("image_statistics", FOLDERS["prior"], table, shapes))
+    if config.image is not None:
+        found.append(_component("image", config.image))
+    return tuple(found)
+
+
+def _under(component: str, name: str, place: str, config: UNet | ImageConditioning) -> list[Part]:
+    """A network that is the branch `name` of a component's tree."""
+    lone = _lone(config, "diffusers")
+    assert lone is not None
+    return [Part(component, place, Table(within(lone.table, "", f"{name}/")), {name: lone.shapes})]
+
+
+def _unclip_shapes(config: Unclip) -> dict[str, Params]:
+    shapes = {"text": clip.text_shapes(config.text)}
+    if config.image is not None:
+        shapes["image"] = clip.image_shapes(config.image)
+    if config.prior is not None:
+        shapes["prior"] = karlo_prior.prior_shapes(config.prior)
+        if config.prior.scale is None:
+            shapes["image_statistics"] = _statistics(config.prior.embedding_dim)
+    if config.autoregressive_prior is not None:
+        shapes |= _autoregressive_shapes(config.autoregressive_prior)
+    shapes["decoder"] = karlo.decoder_shapes(config.decoder)
+    for i, upsampler in enumerate(config.upsamplers):
+        shapes[f"upsampler_{i}"] = karlo.upsampler_shapes(upsampler)
+    return shapes
+
+
+def _autoregressive_shapes(config: AutoregressivePrior) -> dict[str, Params]:
+    return {
+        "autoregressive_prior": karlo_prior.autoregressive_shapes(config),
+        "codebook": karlo_prior.codebook_shapes(config),
+    }
+
+
+def _statistics(dim: int) -> Params:
+    leaf = jax.ShapeDtypeStruct((dim,), jnp.float32)
+    return {"mean": leaf, "std": leaf}
+
+
 def _component(name: str, config: Config) -> Part:
-    of_diffusers = isinstance(config, UNet | Autoencoder | ImageStatistics)
-    layout: Layout = "diffusers" if of_diffusers else "transformers"
-    found = _lone(config, layout)
+    found = _lone(config, "transformers" if isinstance(config, TRANSFORMERS) else "diffusers")
     assert found is not None
     return Part(name, FOLDERS[name], found.table, found.shapes)
 
@@ -181,7 +276,32 @@ def _lone(config: Config, layout: Layout) -> Part | None:
         case SafetyChecker(), "transformers":
             return Part("safety", "", safety.safety_table(config), safety.safety_shapes(config))
         case ImageStatistics(), "diffusers":
-            leaf = jax.ShapeDtypeStruct((config.dim,), jnp.float32)
             table = Table(tuple(Rule(name, name, ROW) for name in ("mean", "std")))
-            return Part("image_statistics", "", table, {"mean": leaf, "std": leaf})
+            return Part("image_statistics", "", table, _statistics(config.dim))
+        case ImageStatistics(), "single-file":  # a pair without names
+            table = Table((Rule("0", "mean", COPY), Rule("1", "std", COPY)))
+            return Part("image_statistics", "", table, _statistics(config.dim))
+    return _lone_of_unclip(config, layout)
+
+
+def _lone_of_unclip(config: Config, layout: Layout) -> Part | None:
+    """The same for GLIDE and the parts of unCLIP."""
+    match config, layout:
+        case Glide(), "single-file":
+            return Part("glide", "", glide.glide_table(config), glide.glide_shapes(config))
+        case Decoder(), "single-file":
+            table, shapes = karlo.decoder_table(config), karlo.decoder_shapes(config)
+            return Part("decoder", karlo.PREFIX, table, shapes)
+        case Upsampler(), "single-file":
+            table, shapes = karlo.upsampler_table(config), karlo.upsampler_shapes(config)
+            return Part("upsampler", "", table, shapes)
+        case ImageConditioning(), "diffusers":
+            table, shapes = karlo.conditioning_table(config), karlo.conditioning_shapes(config)
+            return Part("conditioning", "", table, shapes)
+        case DiffusionPrior(), "diffusers":
+            table = karlo_prior.prior_table(config, "diffusers")
+            return Part("prior", "", table, karlo_prior.prior_shapes(config))
+        case DiffusionPrior(), "single-file":
+            table = karlo_prior.prior_table(config, "karlo")
+            return Part("prior", karlo.PREFIX, table, karlo_prior.prior_shapes(config))
     return None

@@ -3,7 +3,8 @@
 CompVis, Runway and Stability publish one .ckpt or .safetensors with everything in it, one prefix
 for each part. The tables hold the names below the prefix. The UNet's blocks are numbered in the
 order they run, down (`input_blocks`) and up (`output_blocks`); the autoencoder's levels carry their
-number, as ours do, with 0 the full resolution.
+number, as ours do, with 0 the full resolution. The UNets of ADM, GLIDE and Karlo, of which LDM's is
+a descendant, have the same names.
 """
 
 from sdjax.config import Autoencoder, UNet
@@ -11,10 +12,13 @@ from sdjax.weights.rules import (
     CONV,
     EMBEDDING,
     LINEAR,
+    LINEAR_1,
     LINEAR_1X1,
     NORM,
     Row,
+    Rule,
     Table,
+    fused,
     layers,
 )
 from sdjax.weights.stable_diffusion import spatial_transformer
@@ -95,6 +99,14 @@ UNET_ENDS: tuple[Row, ...] = (
     ("out.2", "conv_out", CONV),
 )
 
+ATTENTION_BLOCK: tuple[Row, ...] = (("norm", "norm", NORM), ("proj_out", "attention/out", LINEAR_1))
+
+ATTENTION_FUSED = {
+    "qkv": ("query", "key", "value"),
+    "encoder_kv": ("context_key", "context_value"),
+}
+"""What is one tensor in the file, head by head."""
+
 AUTOENCODER_RES_BLOCK: tuple[Row, ...] = (
     ("norm1", "norm_1", NORM),
     ("conv1", "conv_1", CONV),
@@ -120,11 +132,12 @@ AUTOENCODER_ENDS: tuple[Row, ...] = (
 
 def unet_table(config: UNet) -> Table:
     """Rows of what lies below `UNET_PREFIX`."""
-    projection = LINEAR_1X1 if config.projection == "conv" else LINEAR
     rules = layers(UNET_ENDS)
     rules += layers(RES_BLOCK, "middle_block.0.", "mid_res_0/")
-    rules += spatial_transformer(projection, "middle_block.1.", "mid_attention/")
-    rules += layers(RES_BLOCK, "middle_block.2.", "mid_res_1/")
+    last = 2 if config.middle_attention else 1
+    rules += layers(RES_BLOCK, f"middle_block.{last}.", "mid_res_1/")
+    if config.middle_attention:
+        rules += _attention(config, config.heads[-1], "middle_block.1.", "mid_attention/")
     levels = len(config.channels)
     blocks = config.res_blocks + 1  # of each level: going down, the last one halves
     for level in range(levels):
@@ -133,14 +146,32 @@ def unet_table(config: UNet) -> Table:
         numbered += [("up", j, f"output_blocks.{up + j}") for j in range(blocks)]
         for way, j, source in numbered:
             target = f"{way}_{level}"
+            heads = config.heads[level]
             rules += layers(RES_BLOCK, f"{source}.0.", f"{target}_res_{j}/")
-            rules += spatial_transformer(projection, f"{source}.1.", f"{target}_attention_{j}/")
+            rules += _attention(config, heads, f"{source}.1.", f"{target}_attention_{j}/")
         halve, double = f"input_blocks.{down + blocks - 1}.0", f"output_blocks.{up + blocks - 1}"
-        # Doubling comes last in its block, after the transformer where there is one.
+        # Doubling comes last in its block, after the attention where there is one.
         double = f"{double}.{2 if config.attention[level] else 1}"
-        rules += layers(((f"{halve}.op", f"down_{level}_downsample/conv", CONV),))
-        rules += layers(((f"{double}.conv", f"up_{level}_upsample/conv", CONV),))
+        down, up = f"down_{level}_downsample/", f"up_{level}_upsample/"
+        if config.resample == "res_block":
+            rules += layers(RES_BLOCK, f"{halve}.", down) + layers(RES_BLOCK, f"{double}.", up)
+        else:
+            rules += layers(((f"{halve}.op", f"{down}conv", CONV),))
+            rules += layers(((f"{double}.conv", f"{up}conv", CONV),))
     return Table(rules)
+
+
+def _attention(config: UNet, heads: int, source: str, target: str) -> tuple[Rule, ...]:
+    """The rules of what attends, between two prefixes."""
+    if config.block == "transformer":
+        projection = LINEAR_1X1 if config.projection == "conv" else LINEAR
+        return spatial_transformer(projection, source, target)
+    rules = layers(ATTENTION_BLOCK, source, target)
+    for name, parts in ATTENTION_FUSED.items():
+        for suffix, leaf, transform in LINEAR_1:
+            targets = [f"{target}attention/{part}{leaf}" for part in parts]
+            rules += fused(f"{source}{name}{suffix}", targets, transform, heads)
+    return rules
 
 
 def autoencoder_table(config: Autoencoder) -> Table:

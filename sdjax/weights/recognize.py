@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from sdjax import config, presets
+from sdjax import config, presets, presets_unclip
 from sdjax.config import Config
-from sdjax.weights import ldm
+from sdjax.weights import karlo, ldm
 from sdjax.weights.layouts import Layout, parts
 from sdjax.weights.rules import compare
 from sdjax.weights.stable_diffusion import unet_table
@@ -37,6 +37,12 @@ LONE: dict[str, Config] = {
     "openclip-vit-h-14-image": presets.OPENCLIP_H_IMAGE,
     "clip-vit-l-14-image-statistics": config.ImageStatistics(768),
     "openclip-vit-h-14-image-statistics": config.ImageStatistics(1024),
+    "karlo-prior": presets_unclip.KARLO_PRIOR,
+    "karlo-decoder": presets_unclip.KARLO_DECODER,
+    "karlo-upsampler": presets_unclip.KARLO_UPSAMPLER,
+    "karlo-conditioning": presets_unclip.KARLO_DECODER.conditioning,
+    "unet-karlo-decoder": presets_unclip.KARLO_DECODER.unet,
+    "unet-karlo-upsampler": presets_unclip.KARLO_UPSAMPLER.unet,
 }
 """Parts of the published models that are also files of their own."""
 
@@ -49,6 +55,12 @@ FAMILIES: dict[str, Config] = {**presets.PUBLISHED, **LONE}
 # A name that only files of this layout and kind have, looked for in this order.
 LANDMARKS: tuple[tuple[str, Layout, type[Config]], ...] = (
     (ldm.UNET_PREFIX + "input_blocks.0.0.weight", "single-file", config.StableDiffusion),
+    ("transformer_proj.weight", "single-file", config.Glide),
+    (karlo.PREFIX + "clip_tok_proj.weight", "single-file", config.Decoder),
+    (karlo.PREFIX + "prd_emb", "single-file", config.DiffusionPrior),
+    (karlo.FIRST_STEPS + "input_blocks.0.0.weight", "single-file", config.Upsampler),
+    ("prd_embedding", "diffusers", config.DiffusionPrior),
+    ("clip_extra_context_tokens_proj.weight", "diffusers", config.ImageConditioning),
     ("visual.conv1.weight", "openclip", config.Clip),
     ("concept_embeds", "transformers", config.SafetyChecker),
     ("dpt.embeddings.cls_token", "transformers", config.Depth),
@@ -62,6 +74,7 @@ LANDMARKS: tuple[tuple[str, Layout, type[Config]], ...] = (
     ("encoder.down.0.block.0.conv1.weight", "single-file", config.Autoencoder),
     ("encoder.down_blocks.0.resnets.0.conv1.weight", "diffusers", config.Autoencoder),
     ("mean", "diffusers", config.ImageStatistics),
+    ("0", "single-file", config.ImageStatistics),
 )
 
 
@@ -152,7 +165,8 @@ def _nearest(
     problems = {}
     for name, value in candidates.items():
         (part,) = parts(value, layout)
-        found = compare(tensors, part.table, part.shapes)
+        below = {n.removeprefix(part.place): t for n, t in tensors.items()}
+        found = compare(below, part.table, part.shapes)
         problems[name] = len(found.missing) + len(found.misshapen) + len(found.left_over)
     fewest = min(problems.values())
     if fewest > len(tensors) / 2:
@@ -173,9 +187,10 @@ def _unet_fits(value: Config, layout: Layout, tensors: Mapping[str, Any]) -> boo
 
     doors = {  # None: must not be there
         "conv_in/kernel": (3, 3, unet.in_channels, unet.channels[0]),
+        "conv_out/kernel": (3, 3, unet.channels[0], unet.out_channels),
         "mid_attention/block/cross_attention/key/kernel": (unet.context_dim, deepest),
         "mid_attention/project_in/kernel": (deepest, deepest),
-        "vector_embedding/linear_1/kernel": to_time(unet.vector_dim),
+        "vector_embedding/linear_1/kernel": to_time(unet.vector_dim if unet.vector_mlp else None),
         "label_embedding/embedding": to_time(unet.labels),
     }
     table = ldm.unet_table(unet) if layout == "single-file" else unet_table(unet)

@@ -15,7 +15,9 @@ def report(source: Source) -> str:
 
     "used" counts tensors of the file; "unused" those that the family is known to carry without use.
     """
-    rows = [COLUMNS, *(_row(matched) for matched in source.matched)]
+    parts = Counter(matched.part.component for matched in source.matched)
+    several = {component for component, count in parts.items() if count > 1}
+    rows = [COLUMNS, *(_row(matched, several) for matched in source.matched)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     lines = [f"{source.path}: {source.family}, layout {source.layout}"]
     for row in rows:
@@ -33,14 +35,15 @@ def report(source: Source) -> str:
     return "\n".join(lines)
 
 
-def _row(matched: Matched) -> tuple[str, ...]:
-    found = matched.comparison
+def _row(matched: Matched, several: set[str]) -> tuple[str, ...]:
+    """Cells of one part; the place tells it apart where a component has `several`."""
+    found, part = matched.comparison, matched.part
     names = {name for name, _ in found.matches.values()}
     dtypes = Counter(str(matched.tensors[name].dtype) for name in names)
     parameters = sum(math.prod(matched.tensors[name].shape) for name in names)
     counts = (names, found.missing, found.misshapen, found.left_over, found.dropped)
     return (
-        matched.part.component,
+        f"{part.component}: {part.place}" if part.component in several else part.component,
         *(str(len(items)) for items in counts),
         f"{parameters:,}",
         "/".join(dtype for dtype, _ in dtypes.most_common()),

@@ -13,7 +13,7 @@ the right shape, is taken. The first of all is the one `export` writes.
 import functools
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ COPY = Transform(lambda x: x, lambda x: x)
 TRANSPOSE = Transform(lambda x: x.T, lambda x: x.T)
 OIHW_TO_HWIO = Transform(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
 OI11_TO_IO = Transform(lambda x: x[:, :, 0, 0].T, lambda x: x.T[:, :, None, None])
+OI1_TO_IO = Transform(lambda x: x[:, :, 0].T, lambda x: x.T[:, :, None])
 
 Kind = tuple[tuple[str, str, Transform], ...]
 """The tensors of one kind of layer: (source suffix, target suffix, transform)."""
@@ -54,8 +55,12 @@ CONV: Kind = ((".weight", "/kernel", OIHW_TO_HWIO), (".bias", "/bias", COPY))
 LINEAR: Kind = ((".weight", "/kernel", TRANSPOSE), (".bias", "/bias", COPY))
 LINEAR_1X1: Kind = ((".weight", "/kernel", OI11_TO_IO), (".bias", "/bias", COPY))
 """A linear layer stored as a 1x1 convolution."""
+LINEAR_1: Kind = ((".weight", "/kernel", OI1_TO_IO), (".bias", "/bias", COPY))
+"""A linear layer stored as a convolution of width 1 over positions."""
 NORM: Kind = ((".weight", "/scale", COPY), (".bias", "/bias", COPY))
 EMBEDDING: Kind = ((".weight", "/embedding", COPY),)
+PLAIN: Kind = (("", "", COPY),)
+"""A tensor that bears its layer's name, in our own shape."""
 WEIGHT: Kind = ((".weight", "", COPY),)
 """A table of numbers that is a parameter of its own, not of a layer."""
 
@@ -72,6 +77,7 @@ class Rule:
     transform: Transform
     part: int = 0
     parts: int = 1  # of equal size along the source's first axis, of which the target is `part`
+    groups: int = 1  # the first axis is first cut into so many, and each of them into the parts
 
     def __post_init__(self) -> None:
         source, target = (set(re.findall(r"\{(\w+)\}", s)) for s in (self.source, self.target))
@@ -95,8 +101,8 @@ class Rule:
         """The target from the source tensor, contiguous."""
         array = np.asarray(tensor)
         if self.parts > 1:
-            size = array.shape[0] // self.parts
-            array = array[self.part * size : (self.part + 1) * size]
+            cut = array.reshape(self.groups, self.parts, -1, *array.shape[1:])
+            array = cut[:, self.part].reshape(-1, *array.shape[1:])
         return np.asarray(self.transform.forward(array), order="C")
 
 
@@ -139,14 +145,26 @@ def layers(rows: Iterable[Row], source: str = "", target: str = "") -> tuple[Rul
     )
 
 
-def fused(source: str, targets: Sequence[str], transform: Transform) -> tuple[Rule, ...]:
+def fused(
+    source: str, targets: Sequence[str], transform: Transform, groups: int = 1
+) -> tuple[Rule, ...]:
     """The rules of one source tensor that holds several targets, one after the other.
 
     Its first axis is cut into equal parts before `transform`: the query, key and value of a fused
-    attention projection.
+    attention projection. With `groups`, the heads, each head has its own query, key and value there
+    instead.
     """
     return tuple(
-        Rule(source, target, transform, part, len(targets)) for part, target in enumerate(targets)
+        Rule(source, target, transform, part, len(targets), groups)
+        for part, target in enumerate(targets)
+    )
+
+
+def within(table: Table, source: str, target: str) -> tuple[Rule, ...]:
+    """The rules of a table, with `source` and `target` put before the names of each."""
+    return tuple(
+        replace(rule, source=source + rule.source, target=target + rule.target)
+        for rule in table.rules
     )
 
 
@@ -243,7 +261,11 @@ def export(params: Params, table: Table) -> dict[str, np.ndarray]:
 def assemble(parts: Sequence[tuple[str, Rule]], leaves: Mapping[str, Any]) -> np.ndarray:
     """One source tensor from the targets that it holds, as `names` lists them."""
     arrays = [rule.transform.inverse(np.asarray(leaves[path])) for path, rule in parts]
-    return np.concatenate(arrays) if len(arrays) > 1 else np.asarray(arrays[0], order="C")
+    if len(arrays) == 1:
+        return np.asarray(arrays[0], order="C")
+    groups, rest = parts[0][1].groups, arrays[0].shape[1:]
+    cut = [array.reshape(groups, -1, *rest) for array in arrays]
+    return np.concatenate(cut, axis=1).reshape(-1, *rest)
 
 
 def listing(expected_shapes: Params, table: Table) -> dict[str, Shape]:

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from sdjax.config import SafetyChecker as SafetyCheckerConfig
 from sdjax.image.safety import SafetyChecker
-from sdjax.weights.clip import IMAGE_PROJECTION, PLAIN, transformers_image
-from sdjax.weights.rules import Row, Table, layers
+from sdjax.weights.clip import IMAGE_PROJECTION, transformers_image
+from sdjax.weights.rules import PLAIN, Row, Table, layers
 from sdjax.weights.tree import Params
 
 CONCEPTS: tuple[Row, ...] = (

@@ -14,7 +14,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from sdjax import presets
-from sdjax.config import Clip, Config, Depth, StableDiffusion, TextTower
+from sdjax.config import Clip, Config, Decoder, Depth, StableDiffusion, TextTower, Unclip, UNet
 from sdjax.weights import ldm, readers
 from sdjax.weights.config_json import to_json
 from sdjax.weights.files import MODEL_FILE
@@ -22,7 +22,7 @@ from sdjax.weights.folders import diffusers_config, lone_config, open_clip_confi
 from sdjax.weights.layouts import FOLDERS, KINDS, Layout, Part, parts
 from sdjax.weights.readers import open_checkpoint
 from sdjax.weights.recognize import FAMILIES, OPENAI, activation, landmark, named, recognize
-from sdjax.weights.rules import LISTED, Comparison, Rule, compare
+from sdjax.weights.rules import LISTED, Comparison, Rule, compare, listing
 from sdjax.weights.stored import NO_STATISTICS, lacks_statistics
 from sdjax.weights.tensors import LazyTensor
 from sdjax.weights.tree import flatten, shown
@@ -78,7 +78,10 @@ class Source:
             ValueError: lists every tensor that does not fit, if any.
         """
         self.check()
-        return {matched.part.component: matched.leaves() for matched in self.matched}
+        found: dict[str, dict[str, LazyTensor]] = {}
+        for matched in self.matched:
+            found.setdefault(matched.part.component, {}).update(matched.leaves())
+        return found
 
     def check(self) -> None:
         """Raise a ValueError that lists every tensor that does not fit, if any."""
@@ -130,7 +133,7 @@ def open_source(
         raise ValueError(f"unknown family {family!r}: {meant}{', '.join(FAMILIES)}")
     if (path / MODEL_FILE).is_file():
         raise ValueError(f"{path} is converted already: it has a {MODEL_FILE}")
-    if (path / "model_index.json").is_file() or (path / "unet").is_dir():
+    if any((path / name).exists() for name in ("model_index.json", "unet", "decoder")):
         source = _open_diffusers(path, family)
     else:
         source = _open_file(path, family, ema)
@@ -193,22 +196,30 @@ def _open_diffusers(path: Path, family: str | Config | None) -> Source:
         if family is None:
             raise
         config = _wanted(family)
-        if not isinstance(config, StableDiffusion):
+        if not isinstance(config, StableDiffusion | Unclip):
             raise ValueError(_unlike_kind(path, StableDiffusion, family)) from None
-        if isinstance(family, str) and (path / FOLDERS["safety"]).is_dir():
+        has_checker = isinstance(family, str) and (path / FOLDERS["safety"]).is_dir()
+        if isinstance(config, StableDiffusion) and has_checker:
             config = replace(config, safety=presets.SAFETY_CHECKER)
     else:
         if family is not None:
             _agree(config, family, path)
     family = _family(config)
-    matched, files = [], []
-    for part in parts(config, "diffusers"):
+    matched, files, every = [], [], parts(config, "diffusers")
+    for part in every:
         folder = path / part.place
         if not folder.is_dir():
             raise FileNotFoundError(f"{path} has no folder {part.place}, as a {family} should")
         checkpoint = open_checkpoint(folder)
-        files += checkpoint.files
-        matched.append(_match(part, checkpoint.tensors))
+        files += [file for file in checkpoint.files if file not in files]
+        others = {
+            name
+            for other in every
+            if other.place == part.place and other is not part
+            for name in listing(other.shapes, other.table)
+        }
+        own = {name: t for name, t in checkpoint.tensors.items() if name not in others}
+        matched.append(_match(part, own))
     unused = _dropped(matched)
     return Source(path, family, config, "diffusers", tuple(files), tuple(matched), unused)
 
@@ -323,16 +334,26 @@ def _short(value: Any) -> str:
 def _family(config: Config) -> str:
     """The family whose config this is."""
     config = _plain(config)
-    return next((name for name, value in FAMILIES.items() if value == config), CUSTOM)
+    return next((name for name, value in FAMILIES.items() if _plain(value) == config), CUSTOM)
 
 
 def _plain(config: Config) -> Config:
     """A config without what does not tell families apart.
 
-    That is a safety checker, and the depth network's epsilon, of which the hub's files give another
-    value than the network was trained with.
+    That is a safety checker, the depth network's epsilon, of which the hub's files give another
+    value than the network was trained with, and what counts in training only.
     """
-    if isinstance(config, StableDiffusion):
-        depth = config.depth and replace(config.depth, layer_norm_epsilon=EPSILON)
-        return replace(config, safety=None, depth=depth)
-    return replace(config, layer_norm_epsilon=EPSILON) if isinstance(config, Depth) else config
+    match config:
+        case StableDiffusion():
+            depth = config.depth and replace(config.depth, layer_norm_epsilon=EPSILON)
+            return replace(config, safety=None, depth=depth)
+        case Depth():
+            return replace(config, layer_norm_epsilon=EPSILON)
+        case UNet():
+            return replace(config, dropout=0.0)
+        case Decoder():
+            return replace(config, unet=replace(config.unet, dropout=0.0))
+        case Unclip():
+            unet = replace(config.decoder.unet, dropout=0.0)
+            return replace(config, decoder=replace(config.decoder, unet=unet))
+    return config

@@ -70,12 +70,14 @@ UNET_ENDS: tuple[Row, ...] = (
     ("conv_out", "conv_out", CONV),
 )
 
-AUTOENCODER_ATTENTION: tuple[Row, ...] = (
+ATTENTION_BLOCK: tuple[Row, ...] = (
     ("group_norm", "norm", NORM),
     ("to_q", "attention/query", LINEAR),
     ("to_k", "attention/key", LINEAR),
     ("to_v", "attention/value", LINEAR),
     ("to_out.0", "attention/out", LINEAR),
+    ("add_k_proj", "attention/context_key", LINEAR),
+    ("add_v_proj", "attention/context_value", LINEAR),
     # Older files have other names, and may keep the shape of the 1x1 convolutions in LDM.
     ("query", "attention/query", LINEAR),
     ("key", "attention/key", LINEAR),
@@ -98,21 +100,18 @@ AUTOENCODER_ENDS: tuple[Row, ...] = (
     ("decoder.conv_out", "decoder/conv_out", CONV),
 )
 
-RESAMPLE: tuple[Row, ...] = (("conv", "conv", CONV),)
+CONVS: tuple[Row, ...] = (("conv", "conv", CONV),)
 
 
 def unet_table(config: UNetConfig) -> Table:
     """Rows of unet/diffusion_pytorch_model.safetensors."""
-    projection = LINEAR_1X1 if config.projection == "conv" else LINEAR
     rules = layers(UNET_ENDS)
     rules += layers(RES_BLOCK, "mid_block.resnets.{j}.", "mid_res_{j}/")
-    rules += spatial_transformer(projection, "mid_block.attentions.0.", "mid_attention/")
+    rules += _attention(config, "mid_block.attentions.0.", "mid_attention/")
     for source, target in _levels(len(config.channels)):
         rules += layers(RES_BLOCK, f"{source}.resnets.{{j}}.", f"{target}_res_{{j}}/")
-        rules += spatial_transformer(
-            projection, f"{source}.attentions.{{j}}.", f"{target}_attention_{{j}}/"
-        )
-        rules += _resample(source, target)
+        rules += _attention(config, f"{source}.attentions.{{j}}.", f"{target}_attention_{{j}}/")
+        rules += _resample(source, target, RES_BLOCK if config.resample == "res_block" else CONVS)
     return Table(rules)
 
 
@@ -122,12 +121,12 @@ def autoencoder_table(config: AutoencoderConfig) -> Table:
     for half in ("encoder", "decoder"):
         source, target = f"{half}.mid_block.", f"{half}/mid_"
         rules += layers(RES_BLOCK, source + "resnets.{j}.", target + "res_{j}/")
-        rules += layers(AUTOENCODER_ATTENTION, source + "attentions.0.", target + "attention/")
+        rules += layers(ATTENTION_BLOCK, source + "attentions.0.", target + "attention/")
     for source, target in _levels(len(config.channels)):
         half = "encoder" if source.startswith("down") else "decoder"
         source, target = f"{half}.{source}", f"{half}/{target}"
         rules += layers(RES_BLOCK, f"{source}.resnets.{{j}}.", f"{target}_res_{{j}}/")
-        rules += _resample(source, target)
+        rules += _resample(source, target, CONVS)
     return Table(rules)
 
 
@@ -142,7 +141,7 @@ def unet_shapes(config: UNetConfig) -> Params:
             jax.random.key(0),
             jnp.zeros((1, config.factor, config.factor, config.in_channels)),
             jnp.zeros(1),
-            jnp.zeros((1, 1, config.context_dim)),
+            None if config.context_dim is None else jnp.zeros((1, 1, config.context_dim)),
             vector,
             label,
         )
@@ -179,7 +178,15 @@ def spatial_transformer(projection: Kind, source: str, target: str) -> tuple[Rul
     )
 
 
-def _resample(source: str, target: str) -> tuple[Rule, ...]:
-    return layers(RESAMPLE, f"{source}.downsamplers.0.", f"{target}_downsample/") + layers(
-        RESAMPLE, f"{source}.upsamplers.0.", f"{target}_upsample/"
+def _attention(config: UNetConfig, source: str, target: str) -> tuple[Rule, ...]:
+    """The rules of what attends, between two prefixes."""
+    if config.block == "attention":
+        return layers(ATTENTION_BLOCK, source, target)
+    projection = LINEAR_1X1 if config.projection == "conv" else LINEAR
+    return spatial_transformer(projection, source, target)
+
+
+def _resample(source: str, target: str, rows: tuple[Row, ...]) -> tuple[Rule, ...]:
+    return layers(rows, f"{source}.downsamplers.0.", f"{target}_downsample/") + layers(
+        rows, f"{source}.upsamplers.0.", f"{target}_upsample/"
     )

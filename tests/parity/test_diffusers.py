@@ -15,7 +15,8 @@ from parity.torch_side import noise, ours, run, tensors
 
 from sdjax.denoisers.unet import UNet
 from sdjax.image.autoencoder import Autoencoder
-from sdjax.weights.foreign import diffusers_autoencoder, diffusers_unet
+from sdjax.weights.foreign import diffusers_autoencoder
+from sdjax.weights.foreign_unets import diffusers_unet
 from sdjax.weights.rules import convert
 from sdjax.weights.stable_diffusion import (
     autoencoder_shapes,

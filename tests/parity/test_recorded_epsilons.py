@@ -13,7 +13,7 @@ from parity.epsilons import expected, unused
 from transformers import CLIPModel
 
 from sdjax import presets
-from sdjax.weights import clip, depth, foreign, safety, stable_diffusion
+from sdjax.weights import clip, depth, foreign, foreign_unets, safety, stable_diffusion
 from sdjax.weights.tree import flatten
 
 pytestmark = pytest.mark.parity
@@ -43,7 +43,7 @@ def check(network, module, table, shapes, prefix="", allowed=()):
 @pytest.mark.parametrize("name", ["sd1", "sd2", "x4", "unclip"])
 def test_unet(name):
     module = tiny_torch.unet(name)
-    config = foreign.diffusers_unet(dict(module.config))
+    config = foreign_unets.diffusers_unet(dict(module.config))
     table, shapes = stable_diffusion.unet_table(config), stable_diffusion.unet_shapes(config)
     check("unet", module, table, shapes)
 

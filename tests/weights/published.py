@@ -9,7 +9,7 @@ from golden_rule import weight
 from safetensors.numpy import load_file, save_file
 
 from sdjax import config, presets
-from sdjax.config import Config, StableDiffusion
+from sdjax.config import Config, StableDiffusion, Unclip
 from sdjax.weights import ldm
 from sdjax.weights.folders import weights_name
 from sdjax.weights.layouts import Layout, parts
@@ -58,6 +58,71 @@ SYSTEMS: dict[str, StableDiffusion] = {
     ),
 }
 
+# Of Karlo, whose text states are as wide as its embeddings.
+WIDE_TEXT = replace(CLIP_TEXT, pad="zero", projection_dim=32)
+WIDE_IMAGE = replace(IMAGE, activation="quick_gelu", projection_dim=32)
+ATTENTION_UNET = config.UNet(
+    in_channels=3,
+    out_channels=6,
+    channels=(32, 64),
+    res_blocks=1,
+    attention=(False, True),
+    heads=(1, 4),
+    context_dim=24,
+    vector_dim=128,
+    norm_groups=8,
+    vector_mlp=False,
+    block="attention",
+    scale_shift=True,
+    resample="res_block",
+)
+PLAIN_UNET = replace(
+    ATTENTION_UNET,
+    in_channels=6,
+    out_channels=3,
+    attention=(False, False),
+    heads=(1, 1),
+    context_dim=None,
+    vector_dim=None,
+    vector_mlp=True,
+    middle_attention=False,
+    scale_shift=False,
+)
+CONDITIONING = config.ImageConditioning(
+    embedding_dim=32, tokens=3, context_dim=24, vector_dim=128, text_dim=32, mask_padding=True
+)
+DECODER = config.Decoder(ATTENTION_UNET, CONDITIONING, config.Schedule("cosine"), image_size=16)
+UPSAMPLER = config.Upsampler(
+    PLAIN_UNET,
+    config.Schedule("cosine"),
+    small_size=16,
+    image_size=32,
+    resize="bicubic",
+    degradation="blur",
+    own_last_step=True,
+)
+PRIOR = config.DiffusionPrior(
+    embedding_dim=32,
+    text_tokens=9,
+    dim=32,
+    layers=2,
+    heads=4,
+    schedule=config.Schedule("cosine", prediction="x0"),
+    text_dim=32,
+)
+KARLO = Unclip(WIDE_TEXT, DECODER, (UPSAMPLER,), PRIOR)
+GLIDE = config.Glide(
+    config.GlideText(vocab_size=40, context_length=9, dim=24, layers=2, heads=4, vector_dim=128),
+    ATTENTION_UNET,
+    config.Schedule("cosine"),
+    image_size=16,
+)
+
+UNCLIP: dict[str, Unclip] = {
+    "karlo": KARLO,
+    "karlo-variations": replace(KARLO, prior=None, image=WIDE_IMAGE),
+}
+
 NETWORKS: dict[str, tuple[Config, tuple[Layout, ...]]] = {
     "unet": (UNET, ("diffusers", "single-file")),
     "autoencoder": (AUTOENCODER, ("diffusers", "single-file")),
@@ -67,12 +132,19 @@ NETWORKS: dict[str, tuple[Config, tuple[Layout, ...]]] = {
     "clip": (CLIP, ("transformers", "openclip")),
     "depth": (DEPTH, ("transformers", "midas")),
     "safety": (SAFETY, ("transformers",)),
-    "statistics": (config.ImageStatistics(16), ("diffusers",)),
+    "statistics": (config.ImageStatistics(16), ("diffusers", "single-file")),
+    "glide": (GLIDE, ("single-file",)),
+    "karlo-prior": (PRIOR, ("diffusers", "single-file")),
+    "karlo-decoder": (DECODER, ("single-file",)),
+    "karlo-decoder-unet": (ATTENTION_UNET, ("diffusers", "single-file")),
+    "karlo-conditioning": (CONDITIONING, ("diffusers",)),
+    "karlo-upsampler": (UPSAMPLER, ("single-file",)),
+    "karlo-upsampler-unet": (PLAIN_UNET, ("diffusers", "single-file")),
 }
 
 MODELS: dict[str, tuple[Config, Layout]] = {
     **{f"{name} {layout}": (c, layout) for name, (c, both) in NETWORKS.items() for layout in both},
-    **{f"{name} diffusers": (system, "diffusers") for name, system in SYSTEMS.items()},
+    **{f"{name} diffusers": (model, "diffusers") for name, model in (SYSTEMS | UNCLIP).items()},
     # A single file has no place for a safety checker.
     **{
         f"{name} single-file": (replace(system, safety=None), "single-file")
@@ -85,15 +157,16 @@ MODELS: dict[str, tuple[Config, Layout]] = {
 
 def checkpoint(model: Config, layout: Layout) -> dict[str, dict[str, np.ndarray]]:
     """{place of the part: {name: array}}; with what files carry beside the model."""
-    found = {}
+    found: dict[str, dict[str, np.ndarray]] = {}
     for part in parts(model, layout):
         shapes = listing(part.shapes, part.table)
-        tensors = {n: np.asarray(weight(part.place + n, list(s))) for n, s in shapes.items()}
+        tensors = found.setdefault(part.place, {})
         for pattern in part.table.drop:
             name = pattern.format(i=0, j=1, k=2)
             integer = name.endswith("position_ids") or name in ("vocab_size", "context_length")
             tensors[name] = np.arange(9)[None] if integer else weight(name, [3, 2])
-        found[part.place] = tensors
+        # What one part leaves out may be another's, which comes after it.
+        tensors |= {n: np.asarray(weight(part.place + n, list(s))) for n, s in shapes.items()}
     if isinstance(model, StableDiffusion) and layout == "single-file":
         buffers = [name for name in ldm.BUFFERS if not name.startswith(ldm.EMA_PREFIX)]
         found[""] = {name: weight(name, [5]) for name in buffers}
@@ -107,18 +180,18 @@ def flat(places: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 def write(model: Config, layout: Layout, tensors: dict[str, np.ndarray], path: Path) -> Path:
     """Tensors by full name to a single file, or to a folder of diffusers without its settings."""
-    if not (isinstance(model, StableDiffusion) and layout == "diffusers"):
+    if not (isinstance(model, StableDiffusion | Unclip) and layout == "diffusers"):
         file = path.with_suffix(".safetensors")
         save_file(tensors, file)
         return file
-    for part in parts(model, layout):
+    for place in dict.fromkeys(part.place for part in parts(model, layout)):
         inside = {
-            name.removeprefix(part.place): array
+            name.removeprefix(place): array
             for name, array in tensors.items()
-            if name.startswith(part.place)
+            if name.startswith(place)
         }
-        (path / part.place).mkdir(parents=True)
-        save_file(inside, path / part.place / weights_name(model, part.place))
+        (path / place).mkdir(parents=True)
+        save_file(inside, path / place / weights_name(model, place))
     return path
 
 

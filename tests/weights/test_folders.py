@@ -24,16 +24,19 @@ from weights.hub_folders import (
 )
 
 from sdjax import presets
-from sdjax.config import Autoencoder, ImageStatistics, StableDiffusion, UNet
+from sdjax.config import Decoder, Glide, StableDiffusion, Unclip, Upsampler
 from sdjax.text.tokenizer import CLIP_EOT, CLIP_SOT, Tokenizer
 from sdjax.weights.folders import diffusers_config, lone_config, weights_name, write_configs
+from sdjax.weights.layouts import TRANSFORMERS
 from sdjax.weights.recognize import FAMILIES
 
 SYSTEMS = presets.SYSTEMS | {
     f"{name}+safety": replace(presets.SYSTEMS[name], safety=presets.SAFETY_CHECKER)
     for name in ("sd1", "sd2-depth", "sd2-x4-upscaler")
 }
-NETWORKS = {n: c for n, c in FAMILIES.items() if not isinstance(c, StableDiffusion)} | {
+WITHOUT_A_FOLDER = StableDiffusion | Unclip | Glide | Decoder | Upsampler
+"""Of their own: these are several networks."""
+NETWORKS = {n: c for n, c in FAMILIES.items() if not isinstance(c, WITHOUT_A_FOLDER)} | {
     "mini-unet": presets.MINI_UNET,
     "mini-clip": presets.MINI_CLIP,
     "mini-text": presets.MINI_CLIP.text,
@@ -69,8 +72,7 @@ def test_a_network_reads_back(name, tmp_path):
     write_configs(NETWORKS[name], tmp_path)
     config, layout = lone_config(tmp_path / "config.json")
     assert config == NETWORKS[name]
-    of_diffusers = isinstance(config, UNet | Autoencoder | ImageStatistics)
-    assert layout == ("diffusers" if of_diffusers else "transformers")
+    assert layout == ("transformers" if isinstance(config, TRANSFORMERS) else "diffusers")
 
 
 def test_the_index_names_a_class_for_every_folder(written):

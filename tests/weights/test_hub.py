@@ -12,7 +12,7 @@ from weights.published import SYSTEMS, TEXT, checkpoint, flat, read, write
 
 from sdjax.pipelines.models import find_model, read_model
 from sdjax.weights.folders import write_configs
-from sdjax.weights.hub import hub_folder, wanted
+from sdjax.weights.hub import INDEX, hub_folder, wanted
 
 UNET = "unet/diffusion_pytorch_model"
 REPOSITORY = [
@@ -42,6 +42,16 @@ def test_of_a_repository_only_what_is_read():
     ]
     settings = {name for name in wanted(REPOSITORY, "a/b") if name.endswith("config.json")}
     assert settings >= {"unet/config.json", "scheduler/scheduler_config.json"}
+
+
+def test_of_unclip_every_part():
+    parts = ("prior", "decoder", "text_proj", "super_res_first", "super_res_last")
+    files = [f"{part}/diffusion_pytorch_model.bin" for part in parts]
+    assert set(wanted([INDEX, *files, "text_encoder/model.safetensors"], "a/b")) == {
+        INDEX,
+        *files,
+        "text_encoder/model.safetensors",
+    }
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,17 @@ LISTINGS = {
     "clip_vitl14_hf_text_with_projection": (both("text-projection"), "transformers"),
     "clip_vitl14_hf_vision_with_projection": (both("image"), "transformers"),
     "clip_vitl14_openai": (("clip-vit-l-14",), "openclip"),
+    "glide_filtered_base": (("glide",), "single-file"),
+    "glide_filtered_base_inpaint": (("glide-inpainting",), "single-file"),
+    "glide_filtered_upsample": (("glide-upsampler",), "single-file"),
+    "glide_filtered_upsample_inpaint": (("glide-upsampler-inpainting",), "single-file"),
+    "karlo_diffusers_decoder": (("unet-karlo-decoder",), "diffusers"),
+    "karlo_diffusers_prior": (("karlo-prior",), "diffusers"),
+    "karlo_diffusers_super_res": (("unet-karlo-upsampler",), "diffusers"),
+    "karlo_diffusers_text_proj": (("karlo-conditioning",), "diffusers"),
+    "karlo_original_decoder": (("karlo-decoder",), "single-file"),
+    "karlo_original_prior": (("karlo-prior",), "single-file"),
+    "karlo_original_sr_64_256": (("karlo-upsampler",), "single-file"),
     "midas_dpt_hybrid_original": (("dpt-hybrid",), "midas"),
     "openclip_vith14_hf_full": (("openclip-vit-h-14",), "transformers"),
     "openclip_vith14_hf_vision_with_projection": (("openclip-vit-h-14-image",), "transformers"),
@@ -171,7 +182,14 @@ def test_a_published_file_comes_back(name, open_listing):
 
 
 @pytest.mark.parametrize(
-    "name", ["sd1_ldm_singlefile", "openclip_vith14_openclip", "midas_dpt_hybrid_original"]
+    "name",
+    [
+        "karlo_diffusers_text_proj",
+        "karlo_original_decoder",
+        "midas_dpt_hybrid_original",
+        "openclip_vith14_openclip",
+        "sd1_ldm_singlefile",
+    ],
 )
 def test_a_large_tensor_of_every_transform_comes_back(name, open_listing):
     source, tensors = open_listing(name)

@@ -172,6 +172,7 @@ def test_a_wrong_table_is_told_apart_from_a_wrong_file():
         (rules.TRANSPOSE, (2, 3)),
         (rules.OIHW_TO_HWIO, (2, 3, 4, 5)),
         (rules.OI11_TO_IO, (2, 3)),
+        (rules.OI1_TO_IO, (2, 3)),
     ],
 )
 def test_transforms_invert(transform, target):
@@ -179,3 +180,21 @@ def test_transforms_invert(transform, target):
     stored = transform.inverse(x)
     assert stored.shape == transform.source_shape(target)
     np.testing.assert_array_equal(transform.forward(stored), x)
+
+
+def test_heads_that_hold_their_parts_side_by_side():
+    """Rows q0 q0 k0 k0 q1 q1 k1 k1 of two heads, two wide."""
+    table = Table(rules.fused("qk", ["query", "key"], rules.COPY, groups=2))
+    shapes = {name: SimpleNamespace(shape=(4, 3)) for name in ("query", "key")}
+    tensor = np.arange(24).reshape(8, 3)
+    params = convert({"qk": tensor}, table, shapes)
+    np.testing.assert_array_equal(params["query"], tensor[[0, 1, 4, 5]])
+    np.testing.assert_array_equal(params["key"], tensor[[2, 3, 6, 7]])
+    np.testing.assert_array_equal(export(params, table)["qk"], tensor)
+    assert listing(shapes, table) == {"qk": (8, 3)}
+
+
+def test_a_table_within_another():
+    inner = Table((Rule("x", "a", rules.COPY),))
+    outer = Table(rules.within(inner, "model.", "part/"))
+    assert convert({"model.x": np.ones(2)}, outer, {"part": {"a": SimpleNamespace(shape=(2,))}})

@@ -1,0 +1,89 @@
+"""The autoregressive prior: the codes of a CLIP image embedding, one after the other.
+
+It removes no noise, but takes the place of the diffusion prior, and so is its neighbour.
+"""
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from sdjax import config
+from sdjax.denoisers.prior import Memory, causal_block, empty_memory, extend
+from sdjax.nn.layers import layer_norm
+from sdjax.nn.transformer import LAYER_NORM_EPSILON
+from sdjax.shapes import Mask, Sequence, Vectors
+
+
+class AutoregressivePrior(nn.Module):
+    """A causal transformer over [text, text embedding, dot product, codes] (section 2.2).
+
+    Where arXiv 2204.06125 is silent we choose: the text's hidden states are projected and stand in
+    the prefix, padding unseen; the dot product and the codes share one table of embeddings and one
+    output layer, and are told apart by their learned positions; blocks as in the diffusion prior.
+    """
+
+    config: config.AutoregressivePrior
+    dtype: DTypeLike = jnp.float32
+
+    def setup(self) -> None:
+        c = self.config
+        small = nn.initializers.normal(0.02)
+        self.text = nn.Dense(c.dim, dtype=self.dtype)
+        self.text_embedding = nn.Dense(c.dim, dtype=self.dtype)
+        self.code_embedding = nn.Embed(c.buckets, c.dim, dtype=self.dtype)
+        self.position_embedding = self.param("position_embedding", small, (c.positions, c.dim))
+        self.blocks = [causal_block(c, self.dtype, layer) for layer in range(c.layers)]
+        self.norm_final = layer_norm(LAYER_NORM_EPSILON, name="norm_final", dtype=self.dtype)
+        self.out = nn.Dense(c.buckets, dtype=self.dtype)
+
+    def __call__(
+        self,
+        text_embedding: Vectors,
+        text: Sequence,
+        mask: Mask,
+        tokens: Int[Array, "batch tokens"],
+    ) -> Float[Array, "batch outputs buckets"]:
+        """Logits of the dot product and of every code, each told those before it, for training.
+
+        Args:
+            text_embedding: the text's place in CLIP's space.
+            text: hidden states.
+            mask: True where there is text; the first position must be.
+            tokens: buckets of the dot product and of all codes but the last.
+        """
+        x = jnp.concatenate(
+            [self._prefix(text_embedding, text), self.code_embedding(tokens)], axis=1
+        )
+        x = x + self.position_embedding.astype(self.dtype)
+        seen = jnp.pad(mask, ((0, 0), (0, x.shape[1] - mask.shape[1])), constant_values=True)
+        for block in self.blocks:
+            x = block(x, mask=seen)
+        return self._logits(x[:, self.config.text_tokens :])
+
+    def begin(
+        self, text_embedding: Vectors, text: Sequence, mask: Mask
+    ) -> tuple[Float[Array, "batch buckets"], Memory]:
+        """Logits of the dot product, and the memory of the prefix, with room for all codes."""
+        memory = empty_memory(self.config, mask, self.dtype)
+        return self._extend(self._prefix(text_embedding, text), memory)
+
+    def step(
+        self, token: Int[Array, " batch"], memory: Memory
+    ) -> tuple[Float[Array, "batch buckets"], Memory]:
+        """Logits of the next code, told the last one; the cost is the same for each."""
+        return self._extend(self.code_embedding(token[:, None]), memory)
+
+    def _prefix(self, text_embedding: Vectors, text: Sequence) -> Sequence:
+        # Elements of a unit vector are small; of the size of 1 they are heard from the start.
+        embedding = self.text_embedding(self.config.embedding_dim**0.5 * text_embedding)
+        return jnp.concatenate([self.text(text), embedding[:, None]], axis=1)
+
+    def _extend(self, x: Sequence, memory: Memory) -> tuple[Float[Array, "batch buckets"], Memory]:
+        first = memory.caches[0].used + jnp.arange(x.shape[1])
+        x = x + self.position_embedding[first].astype(self.dtype)
+        x, memory = extend(self.blocks, x, memory)
+        return self._logits(x[:, -1]), memory
+
+    def _logits(self, x: Float[Array, "... dim"]) -> Float[Array, "... buckets"]:
+        return self.out(self.norm_final(x)).astype(jnp.float32)
