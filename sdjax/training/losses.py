@@ -6,7 +6,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from sdjax import config
 from sdjax.denoisers.unet import UNet
@@ -15,6 +15,7 @@ from sdjax.diffusion.parameterization import target
 from sdjax.diffusion.schedule import add_noise, alpha_bars
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.clip_image import ClipImage, unit
+from sdjax.image.degrade import enlarge
 from sdjax.image.preprocess import to_float
 from sdjax.nn.functional import Params, apply
 from sdjax.text.clip_text import ClipText
@@ -38,17 +39,27 @@ def random_shift(
     return jax.vmap(crop)(padded, corners)
 
 
+def spread_times(key: Array, count: int, train_steps: int) -> Int[Array, " {count}"]:
+    """One time from each of `count` equal parts of the schedule: less noise in the gradient."""
+    fraction = (jnp.arange(count) + jax.random.uniform(key, (count,))) / count
+    # The fraction may round up to 1.
+    return jnp.minimum(fraction * train_steps, train_steps - 1).astype(jnp.int32)
+
+
 def clip_loss(model: config.Clip, shift: int) -> Loss:
     """Symmetric cross-entropy over the pairs of a batch (CLIP, arXiv 2103.00020, figure 3).
 
-    batch: pixels uint8 [batch, h, w, 3], tokens int32 [batch, tokens], end int32 [batch].
+    batch: pixels uint8 [batch, h, w, 3], enlarged if the tower reads more, tokens int32 [batch,
+    tokens], end int32 [batch].
     params: {"text", "image", "logit_scale"}.
     """
     text_tower, image_tower = ClipText(model.text), ClipImage(model.image)
 
     def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
-        pixels = random_shift(batch["pixels"], key, shift)
-        images = unit(apply(image_tower, params["image"], to_float(pixels)))
+        shown = to_float(random_shift(batch["pixels"], key, shift))
+        if model.image.image_size != shown.shape[1]:
+            shown = enlarge(shown, model.image.image_size, "bicubic")
+        images = unit(apply(image_tower, params["image"], shown))
         text = apply(text_tower, params["text"], batch["tokens"], batch["end"])
         log_scale = params["logit_scale"]
         # Clipped, but with a gradient also above the limit: else it could never come back.
@@ -106,12 +117,7 @@ def latent_diffusion_loss(
         mean = batch["mean"]
         x0 = mean + batch["std"] * jax.random.normal(key_latent, mean.shape)
         count = mean.shape[0]
-        # One time from each of `count` equal parts of the schedule: less noise in the gradient.
-        offsets = jax.random.uniform(key_time, (count,))
-        fraction = (jnp.arange(count) + offsets) / count
-        # The fraction may round up to 1.
-        time = jnp.minimum(fraction * schedule.train_steps, schedule.train_steps - 1)
-        time = time.astype(jnp.int32)
+        time = spread_times(key_time, count, schedule.train_steps)
         noise = jax.random.normal(key_noise, mean.shape)
         alpha_bar = table[time]
         dropped = jax.random.bernoulli(key_drop, drop, (count,))

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -40,9 +40,9 @@ UNKNOWN_RATE = 0.02
 """Share of caption pieces that CLIP's training replaces by the unknown token."""
 
 
-def caption_vocabulary() -> tuple[int, ...]:
+def caption_vocabulary(pad: Literal["eot", "zero"] = "eot") -> tuple[int, ...]:
     """CLIP ids that occur in any caption the data can give, in increasing order."""
-    tokenizer = Tokenizer(context_length=77, pad="eot")
+    tokenizer = Tokenizer(context_length=77, pad=pad)
     texts = [emoji.caption("thing", style) for style in emoji.STYLES]
     for concept, tags in emoji.load("all").tags.items():
         texts += emoji.caption_variants(concept, tags)
@@ -51,7 +51,7 @@ def caption_vocabulary() -> tuple[int, ...]:
 
 def clip_task(model: config.Clip, recipe: Recipe) -> Task:
     """Contrastive training of both towers (arXiv 2103.00020)."""
-    vocabulary = caption_vocabulary()
+    vocabulary = caption_vocabulary(model.text.pad)
     tokenizer = Tokenizer(model.text.context_length, model.text.pad, vocabulary)
     model = replace(model, text=replace(model.text, vocab_size=tokenizer.vocab_size))
     data = emoji.load("train")
@@ -268,41 +268,3 @@ def latent_diffusion_task(
         save_model(folder, {**pipe.params, "unet": params}, described, "float16")
 
     return Task(init, latent_diffusion_loss(model, schedule, gamma, drop), batch, preview, export)
-
-
-RECIPES = {
-    "clip": Recipe(steps=900, batch=128, learning_rate=1e-3, weight_decay=0.1),
-    "autoencoder": Recipe(steps=4000, batch=8, learning_rate=1e-3, weight_decay=0.0),
-    "latent-diffusion": Recipe(steps=7700, batch=48, learning_rate=1.2e-3),
-}
-"""How the bundled models were trained; `sdjax train` starts from these."""
-
-
-def make_task(
-    part: str,
-    preset: str,
-    recipe: Recipe,
-    clip_folder: Path | None = None,
-    autoencoder_folder: Path | None = None,
-) -> Task:
-    """The training called `part` of a preset.
-
-    Raises:
-        ValueError: for an unknown part or preset, or a missing folder of a part needed first.
-    """
-    if preset != "mini":
-        raise ValueError(f"no training preset {preset!r}: choose mini")
-    if part == "clip":
-        return clip_task(presets.MINI_CLIP, recipe)
-    if part == "autoencoder":
-        return autoencoder_task(presets.MINI_AUTOENCODER, recipe)
-    if part != "latent-diffusion":
-        raise ValueError(f"no training {part!r}: choose among {', '.join(RECIPES)}")
-    if clip_folder is None or autoencoder_folder is None:
-        raise ValueError(
-            "latent-diffusion needs --clip and --autoencoder, folders that `sdjax train clip` and "
-            "`sdjax train autoencoder` wrote"
-        )
-    return latent_diffusion_task(
-        presets.MINI_UNET, presets.MINI_SCHEDULE, recipe, clip_folder, autoencoder_folder
-    )

@@ -1,0 +1,244 @@
+"""Training of DALL-E 2's priors on the embeddings of a trained, frozen CLIP, computed once."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from sdjax import config, presets
+from sdjax.data import emoji
+from sdjax.denoisers.autoregressive import AutoregressivePrior
+from sdjax.denoisers.prior import DiffusionPrior, repeat
+from sdjax.diffusion.analytic import mean_squared_error
+from sdjax.diffusion.schedule import alpha_bars
+from sdjax.image import codes
+from sdjax.image.clip_image import unit
+from sdjax.nn.functional import Params, apply, init_params
+from sdjax.pipelines.clip import Clip, load_clip
+from sdjax.pipelines.priors import Defaults
+from sdjax.training.loop import Task, stream
+from sdjax.training.losses import spread_times
+from sdjax.training.state import Loss, Metrics, Recipe
+from sdjax.training.tasks import VARIANT_CHOICE, draw_captions, encode_captions
+from sdjax.weights.config_json import to_json
+from sdjax.weights.files import save_model
+
+Folder = str | os.PathLike[str]
+
+VARIANTS = 12
+"""Captions drawn for each picture."""
+LEVELS = 4
+"""Noise levels at which each picture of a batch is seen; the text's part of the work is shared."""
+MEASURED = 64
+"""Times at which the diffusion prior's error is measured for Analytic-DPM."""
+
+DIFFUSION_DEFAULTS = Defaults(steps=64)
+AUTOREGRESSIVE_DEFAULTS = Defaults()
+
+
+class Embedded(NamedTuple):
+    """What a prior is trained on. Text 0 is the empty one."""
+
+    images: Float[np.ndarray, "pictures dim"]  # of unit length
+    texts: Float[np.ndarray, "texts dim"]  # of unit length
+    states: Float[np.ndarray, "texts tokens width"]  # float16
+    masks: np.ndarray  # bool [texts, tokens]
+    rows: np.ndarray  # int [pictures, VARIANTS]: the texts of each picture
+
+
+def embed(clip: Clip, data: emoji.EmojiSet, seed: int) -> Embedded:
+    """Every picture and its captions through CLIP's towers."""
+    texts, rows = draw_captions(data, VARIANTS, seed)
+    states, pooled = encode_captions(clip.config.text, clip.params["text"], clip.tokenizer, texts)
+    tokens = clip.tokenizer(texts)
+    end = np.argmax(tokens == clip.tokenizer.eot_id, axis=1)
+    return Embedded(
+        clip.image_embeddings(data.images),
+        np.asarray(unit(jnp.asarray(pooled))),
+        states,
+        np.arange(tokens.shape[1]) <= end[:, None],
+        rows,
+    )
+
+
+def diffusion_prior_loss(model: config.DiffusionPrior, drop: float) -> Loss:
+    """Mean squared error of x0 (arXiv 2204.06125, equation of section 2.2), text dropped at times.
+
+    batch: image [batch, dim], text [batch, dim], both of unit length, states [batch, tokens,
+    width], mask [batch, tokens]; and one row of each but the image for the empty text, empty_text,
+    empty_states and empty_mask.
+    """
+    network = DiffusionPrior(model)
+    table = jnp.asarray(alpha_bars(model.schedule), jnp.float32)
+    scale = 1.0 if model.scale is None else model.scale
+
+    def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
+        key_time, key_noise, key_drop, key_begin, key_step = jax.random.split(key, 5)
+        text, states, mask = _with_drops(batch, key_drop, drop)
+        memory = apply(
+            network, params, scale * text, states, mask, method="begin", dropout=key_begin
+        )
+        images = jnp.repeat(batch["image"], LEVELS, axis=0)
+        # One from each of `LEVELS` equal parts of the schedule for each picture.
+        time = spread_times(key_time, len(images), len(table)).reshape(LEVELS, -1).T.reshape(-1)
+        alpha_bar = table[time][:, None]
+        noise = jax.random.normal(key_noise, images.shape)
+        x0 = scale * images
+        x = alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
+        output = apply(
+            network,
+            params,
+            x,
+            time.astype(jnp.float32),
+            repeat(memory, LEVELS),
+            method="step",
+            dropout=key_step,
+        )
+        cosine = jnp.sum(unit(output) * images, axis=-1).mean()
+        return jnp.mean((output - x0) ** 2), {"cosine": cosine}
+
+    return loss
+
+
+def autoregressive_prior_loss(
+    model: config.AutoregressivePrior, book: codes.Codebook, drop: float
+) -> Loss:
+    """Cross-entropy of the dot product and of every code, per token; text dropped at times.
+
+    batch: as of `diffusion_prior_loss`.
+    """
+    network = AutoregressivePrior(model)
+
+    def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
+        key_drop, key_dropout = jax.random.split(key)
+        dots = codes.encode_dot(book, batch["image"], batch["text"])
+        tokens = jnp.concatenate([dots[:, None], codes.encode(book, batch["image"])], axis=1)
+        text, states, mask = _with_drops(batch, key_drop, drop)
+        logits = apply(network, params, text, states, mask, tokens[:, :-1], dropout=key_dropout)
+        likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=2)
+        by_token = -likelihood[..., 0].mean(0)
+        return by_token.mean(), {"first_code": by_token[1]}
+
+    return loss
+
+
+def _with_drops(batch: dict[str, Array], key: Array, drop: float) -> tuple[Array, Array, Array]:
+    """(text, states, mask) with some rows replaced by the empty text's."""
+    dropped = jax.random.bernoulli(key, drop, (batch["image"].shape[0],))
+
+    def choose(name: str) -> Array:
+        given = batch[name]
+        where = dropped.reshape(-1, *[1] * (given.ndim - 1))
+        return jnp.where(where, batch[f"empty_{name}"][None], given)
+
+    return choose("text"), choose("states").astype(jnp.float32), choose("mask")
+
+
+def _batches(data: Embedded, recipe: Recipe) -> Callable[[int], dict[str, Any]]:
+    """The batch of each step: pictures by shuffled epochs, each with one of its captions."""
+
+    def batch(step: int) -> dict[str, Any]:
+        index = stream(len(data.images), recipe.batch, step, recipe.seed)
+        rng = np.random.default_rng((VARIANT_CHOICE, recipe.seed, step))
+        # Half of the time the plain caption, which is what people type.
+        variant = rng.integers(VARIANTS, size=recipe.batch) * rng.integers(2, size=recipe.batch)
+        rows = data.rows[index, variant]
+        return {
+            "image": data.images[index],
+            "text": data.texts[rows],
+            "states": data.states[rows],
+            "mask": data.masks[rows],
+            "empty_text": data.texts[0],
+            "empty_states": data.states[0],
+            "empty_mask": data.masks[0],
+        }
+
+    return batch
+
+
+def diffusion_prior_task(
+    model: config.DiffusionPrior, recipe: Recipe, clip: Folder, drop: float = 0.1
+) -> Task:
+    """The diffusion prior, told by the hidden states and the embedding of CLIP's text tower.
+
+    Args:
+        model: its sizes.
+        recipe: of the run.
+        clip: model folder of CLIP, or the name of a bundled model that carries one.
+        drop: share of the texts that are replaced by the empty one.
+    """
+    data = embed(load_clip(clip), emoji.load("train", presets.MINI_STYLES), recipe.seed)
+    batch = _batches(data, recipe)
+
+    def init(key: Array) -> Params:
+        one = {name: value[:1] for name, value in batch(0).items()}
+        inputs = (one["image"], jnp.zeros(1), one["text"], one["states"], one["mask"])
+        return init_params(DiffusionPrior(model), key, *map(jnp.asarray, inputs))
+
+    def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
+        times, errors = measure_errors(model, params, batch(recipe.steps), recipe.seed)
+        described = {
+            "kind": "prior",
+            "config": to_json(model),
+            "prior": {
+                "defaults": to_json(DIFFUSION_DEFAULTS),
+                "errors": {"times": times, "values": errors},
+            },
+            "training": {**facts, "drop": drop},
+        }
+        save_model(folder, {"prior": params}, described, "float16")
+
+    return Task(init, diffusion_prior_loss(model, drop), batch, None, export)
+
+
+def measure_errors(
+    model: config.DiffusionPrior, params: Params, batch: dict[str, Any], seed: int
+) -> tuple[list[float], list[float]]:
+    """The network's mean squared error at `MEASURED` times, over a batch: (times, errors)."""
+    scale = 1.0 if model.scale is None else model.scale
+    x0 = scale * jnp.asarray(batch["image"])[:, None, None]
+    text, states = scale * batch["text"], batch["states"].astype(np.float32)
+    told = tuple(jnp.asarray(x) for x in (text, states, batch["mask"]))
+
+    @jax.jit
+    def error(params: Params, time: Array) -> Array:
+        def denoise(x: Array, t: Array) -> Array:
+            return apply(DiffusionPrior(model), params, x[:, 0, 0], t, *told)[:, None, None]
+
+        key = jax.random.fold_in(jax.random.key(seed), time.astype(jnp.int32))
+        return mean_squared_error(denoise, model.schedule, x0, key, time)
+
+    times = np.round(np.linspace(0, model.schedule.train_steps - 1, MEASURED))
+    return times.tolist(), [float(error(params, jnp.float32(time))) for time in times]
+
+
+def autoregressive_prior_task(
+    model: config.AutoregressivePrior, recipe: Recipe, clip: Folder, drop: float = 0.1
+) -> Task:
+    """The autoregressive prior, as `diffusion_prior_task`; its codebook is fitted to the data."""
+    data = embed(load_clip(clip), emoji.load("train", presets.MINI_STYLES), recipe.seed)
+    batch = _batches(data, recipe)
+    canonical = data.texts[data.rows[:, 0]]
+    book = codes.fit_codebook(data.images, canonical, model.codes, model.buckets)
+
+    def init(key: Array) -> Params:
+        one = {name: value[:1] for name, value in batch(0).items()}
+        inputs = (one["text"], one["states"], one["mask"], np.zeros((1, model.codes), np.int32))
+        return init_params(AutoregressivePrior(model), key, *map(jnp.asarray, inputs))
+
+    def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
+        described = {
+            "kind": "autoregressive_prior",
+            "config": to_json(model),
+            "autoregressive_prior": {"defaults": to_json(AUTOREGRESSIVE_DEFAULTS)},
+            "training": {**facts, "drop": drop},
+        }
+        components = {"autoregressive_prior": params, "codebook": book._asdict()}
+        save_model(folder, components, described, "float16")
+
+    return Task(init, autoregressive_prior_loss(model, book, drop), batch, None, export)

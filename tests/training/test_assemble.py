@@ -1,0 +1,139 @@
+"""Parts that were trained one by one become one folder, which loads as DALL-E 2."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+import tiny_models as tiny
+import tiny_unclip
+
+from sdjax import config, load, load_clip
+from sdjax.pipelines.unclip import Unclip
+from sdjax.pipelines.unclip_request import Settings
+from sdjax.training.assemble import assemble
+from sdjax.weights.config_json import to_json
+from sdjax.weights.files import save_model
+from sdjax.weights.layouts import component_shapes
+
+MINI = load_clip("mini").config
+DECODER = replace(
+    tiny_unclip.DECODER,
+    conditioning=replace(
+        tiny_unclip.DECODER.conditioning,
+        embedding_dim=MINI.image.projection_dim,
+        text_dim=MINI.text.dim,
+    ),
+)
+PRIOR = config.DiffusionPrior(
+    embedding_dim=MINI.image.projection_dim,
+    text_tokens=MINI.text.context_length,
+    dim=32,
+    layers=1,
+    heads=2,
+    schedule=config.Schedule("cosine", prediction="x0"),
+    text_dim=MINI.text.dim,
+    scale=4.0,
+)
+SETTINGS = Settings(prior="diffusion", steps=4, upsampler_steps=(2, 3))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """Folders of a decoder, two upsamplers and a prior."""
+    folder, found = tmp_path_factory.mktemp("parts"), {}
+    system = replace(
+        tiny_unclip.SYSTEM, text=MINI.text, image=MINI.image, decoder=DECODER, prior=PRIOR
+    )
+    shapes = component_shapes(system)
+    described = {
+        "decoder": ("decoder", DECODER, {}),
+        "upsampler_0": ("upsampler", tiny_unclip.SYSTEM.upsamplers[0], {}),
+        "upsampler_1": ("upsampler", tiny_unclip.SYSTEM.upsamplers[1], {}),
+        "prior": ("prior", PRIOR, {"prior": {"defaults": {"guidance": 1.5, "steps": 7}}}),
+    }
+    for seed, (name, (kind, model, facts)) in enumerate(described.items()):
+        model_json = {"kind": kind, "config": to_json(model), "training": {"seed": seed}, **facts}
+        save_model(folder / name, {kind: tiny.fill(shapes[name], seed)}, model_json, "float16")
+        found[name] = folder / name
+    return found
+
+
+def put_together(parts, folder):
+    assemble(
+        folder,
+        "tiny",
+        "mini",
+        parts["decoder"],
+        [parts["upsampler_0"], parts["upsampler_1"]],
+        parts["prior"],
+        settings=SETTINGS,
+        styles=("noto", "flat"),
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(parts, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models") / "whole"
+    put_together(parts, folder)
+    return folder
+
+
+def test_the_folder_is_the_model(whole, parts):
+    pipe = load(whole)
+    assert isinstance(pipe, Unclip)
+    assert (pipe.name, pipe.settings, pipe.styles) == ("tiny", SETTINGS, ("noto", "flat"))
+    assert (pipe.config.decoder, pipe.config.prior) == (DECODER, PRIOR)
+    assert [one.image_size for one in pipe.config.upsamplers] == [8, 16]
+    assert list(pipe.priors) == ["diffusion"]
+    assert pipe.priors["diffusion"].defaults.guidance == 1.5
+    wanted = load(parts["upsampler_1"]).params["upsampler"]
+    jax.tree.map(np.testing.assert_array_equal, pipe.params["upsampler_1"], wanted)
+
+
+def test_clip_is_that_of_the_bundled_model_and_not_stored_again(whole):
+    assert not (whole / "text.safetensors").exists()
+    assert not (whole / "image.safetensors").exists()
+    mini, found = load_clip("mini"), load_clip(whole)
+    assert found.config == MINI
+    jax.tree.map(np.testing.assert_array_equal, found.params, mini.params)
+    pictures = np.zeros((1, 64, 64, 3), np.uint8)
+    np.testing.assert_array_equal(load(whole).embed(pictures), mini.image_embeddings(pictures))
+
+
+def test_what_was_trained_is_told(whole):
+    described = json.loads((whole / "model.json").read_text())
+    assert described["training"] == {
+        "decoder": {"seed": 0}, "upsampler_0": {"seed": 1}, "upsampler_1": {"seed": 2},
+        "prior": {"seed": 3},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"sha256": "0"}, "was trained with another text than that of the bundled model mini"),
+        ({"model": "../mini"}, "has its text from the bundled model '../mini', which is none of"),
+    ],
+)
+def test_another_clip_is_refused(whole, tmp_path, change, message):
+    folder = shutil.copytree(whole, tmp_path / "copy")
+    described = json.loads((folder / "model.json").read_text())
+    described["shared"]["text"] |= change
+    (folder / "model.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match=message):
+        load(folder)
+
+
+def test_parts_in_the_wrong_place_are_refused(parts, tmp_path):
+    swapped = {**parts, "decoder": parts["prior"]}
+    with pytest.raises(ValueError, match="prior holds a prior, wanted is the decoder"):
+        put_together(swapped, tmp_path / "whole")
+    turned = {**parts, "upsampler_0": parts["upsampler_1"]}
+    with pytest.raises(ValueError, match="reads 8 pixels, is given 4"):
+        put_together(turned, tmp_path / "whole")
+    with pytest.raises(ValueError, match="no bundled model 'maxi'"):
+        assemble(tmp_path / "whole", "x", "maxi", parts["decoder"], settings=SETTINGS)
+    assert not (tmp_path / "whole").exists()

@@ -1,0 +1,126 @@
+"""Training both priors: what they are told, two steps on real pictures, the folder at the end."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_priors as priors
+
+from sdjax import evaluate_prior, presets
+from sdjax.data import emoji
+from sdjax.denoisers.autoregressive import AutoregressivePrior
+from sdjax.image import codes
+from sdjax.nn.functional import apply
+from sdjax.pipelines.clip import load_clip
+from sdjax.pipelines.priors import prior_of
+from sdjax.training import priors as training
+from sdjax.training.loop import train
+from sdjax.training.parts import make_task
+from sdjax.training.state import Recipe
+from sdjax.weights.files import load_model
+from sdjax.weights.stored import stored_config
+
+RECIPE = Recipe(steps=2, batch=4, learning_rate=1e-3, warmup=1)
+SIZES = {"dim": 16, "layers": 1, "heads": 2}
+
+
+def batch(count=6):
+    text = priors.text()
+    rows = np.arange(count) % 3
+    return {
+        "image": jnp.asarray(priors.unit_rows(3, count)),
+        "text": text.embedding[rows],
+        "states": text.states[rows],
+        "mask": text.mask[rows],
+        "empty_text": priors.EMPTY.embedding[0],
+        "empty_states": priors.EMPTY.states[0],
+        "empty_mask": priors.EMPTY.mask[0],
+    }
+
+
+@pytest.fixture(scope="module")
+def few(request):
+    """CLIP's embeddings of a few pictures only, in place of all."""
+    patch = pytest.MonkeyPatch()
+    request.addfinalizer(patch.undo)
+    whole = emoji.load("train", presets.MINI_STYLES)
+    part = replace(
+        whole, images=whole.images[:80], concepts=whole.concepts[:80], styles=whole.styles[:80]
+    )
+    patch.setattr(training.emoji, "load", lambda *_: part)
+    return part
+
+
+def test_what_is_told_once_for_all_is_told_right(few):
+    clip = load_clip("mini")
+    data = training.embed(clip, few, seed=0)
+    assert data.images.shape == (80, 160)
+    np.testing.assert_allclose(np.linalg.norm(data.images, axis=1), 1, rtol=1e-5)
+    canonical = clip.text_embeddings(few.captions()[:4])
+    np.testing.assert_allclose(data.texts[data.rows[:4, 0]], canonical, atol=1e-5)
+    assert data.masks[0].sum() == 2  # start and end: the empty text
+    assert data.masks.any(1).all() and not data.masks.all(1).any()
+
+
+@pytest.mark.parametrize("kind", ["diffusion", "ar"])
+def test_two_steps_and_what_is_written_can_be_sampled(few, kind, tmp_path):
+    model = {
+        "diffusion": replace(presets.MINI_PRIOR, **SIZES),
+        "ar": replace(presets.MINI_AUTOREGRESSIVE_PRIOR, **SIZES, codes=3, buckets=8),
+    }[kind]
+    task_of = {
+        "diffusion": training.diffusion_prior_task,
+        "ar": training.autoregressive_prior_task,
+    }[kind]
+    train(task_of(model, RECIPE, "mini"), RECIPE, tmp_path, quiet=True)
+    params, described = load_model(tmp_path / "model")
+    assert stored_config(described, "here") == model
+    sampler = prior_of(model, params, described)
+    sampler = replace(sampler, defaults=replace(sampler.defaults, steps=2, candidates=1))
+    patch = pytest.MonkeyPatch()
+    patch.setattr(evaluate_prior.emoji, "load", lambda *_: few)
+    report = evaluate_prior.evaluate_prior(sampler, load_clip("mini"), ["noto"], draws=1)
+    patch.undo()
+    assert report["pictures"] == 80 and report["prior"].keys() == report["text"].keys()
+    assert report["text"]["cosine"] > 0.6 > abs(report["prior"]["cosine"])
+
+
+def test_dropped_texts_are_the_empty_one():
+    given = batch(300)
+    text, states, mask = training._with_drops(given, jax.random.key(0), 0.3)
+    empty = np.array((text == given["empty_text"]).all(1))
+    assert 0.2 < empty.mean() < 0.4
+    np.testing.assert_array_equal(empty, (states == given["empty_states"]).all((1, 2)))
+    np.testing.assert_array_equal(mask[empty].sum(1), 1)
+    np.testing.assert_array_equal(text[~empty], given["text"][~empty])
+
+
+def test_the_loss_of_the_diffusion_prior_is_of_x0_in_its_scale():
+    """A network that always says 0 has the mean square of scaled unit vectors for its loss."""
+    params = jax.tree.map(jnp.zeros_like, priors.DIFFUSION_PARAMS)
+    loss = training.diffusion_prior_loss(priors.DIFFUSION, 0.1)
+    value, _ = loss(params, batch(), jax.random.key(0))
+    np.testing.assert_allclose(value, priors.DIFFUSION.scale**2 / 12, rtol=1e-5)
+
+
+def test_the_loss_of_codes_is_their_cross_entropy():
+    book, given = priors.book(), batch()
+    loss = training.autoregressive_prior_loss(priors.CODES, book, drop=0.0)
+    value, _ = loss(priors.CODES_PARAMS, given, jax.random.key(0))
+    dots = codes.encode_dot(book, given["image"], given["text"])
+    tokens = jnp.concatenate([dots[:, None], codes.encode(book, given["image"])], 1)
+    told = (given["text"], given["states"], given["mask"], tokens[:, :-1])
+    logits = apply(AutoregressivePrior(priors.CODES), priors.CODES_PARAMS, *told)
+    chances = jax.nn.softmax(logits)
+    wanted = [-np.log(chances[i, j, t]) for (i, j), t in np.ndenumerate(tokens)]
+    np.testing.assert_allclose(value, np.mean(wanted), rtol=1e-5)
+    uniform, _ = loss(jax.tree.map(jnp.zeros_like, priors.CODES_PARAMS), given, jax.random.key(0))
+    np.testing.assert_allclose(uniform, np.log(8), rtol=1e-5)
+
+
+def test_a_prior_needs_a_clip():
+    for part in ("prior-ar", "prior-diffusion"):
+        with pytest.raises(ValueError, match=f"{part} needs --clip"):
+            make_task(part, "mini", RECIPE)
