@@ -8,8 +8,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-TRAINED_PARTS = ("clip", "autoencoder", "latent-diffusion")
+from sdjax import cli_unclip
+
+if TYPE_CHECKING:
+    from sdjax.pipelines.images import Images
+    from sdjax.pipelines.stable_diffusion import Pipeline
+
+TRAINED_PARTS = ("clip", "autoencoder", "latent-diffusion", "prior", "decoder", "upsampler")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -17,6 +24,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="command")
     _add_imagine(commands)
     _add_caption(commands)
+    cli_unclip.add_commands(commands)
     models = commands.add_parser("models", help="list the models that sdjax can build")
     cost = "compile its networks and count what each costs; allocates no weights"
     models.add_argument("name", nargs="?", help=cost)
@@ -30,6 +38,9 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--steps", type=int)
     evaluate.add_argument("--guidance", type=float)
+    evaluate.add_argument(
+        "--prior", action="store_true", help="measure the priors of a DALL-E 2, or one in a folder"
+    )
     out = Path("evaluation.json")
     evaluate.add_argument("-o", "--out", type=Path, default=out, help=f"JSON ({out})")
     evaluate.set_defaults(run=_evaluate)
@@ -61,6 +72,7 @@ def _add_imagine(commands: argparse._SubParsersAction) -> None:
         "--eta", type=float, default=0.0, help="noise in ddim, churn in euler and heun, 0 to 1 (0)"
     )
     imagine.add_argument("--rescale", type=float, default=0.0, help="of guidance, 0 to 1 (0)")
+    cli_unclip.add_imagine_options(imagine)
     imagine.add_argument("--image", type=Path, help="redraw this picture")
     imagine.add_argument("--strength", type=float, help="how much of it, above 0 to 1 (0.75)")
     imagine.add_argument("--scale", type=int, default=4, help="enlarge the grid's pixels (4)")
@@ -104,16 +116,23 @@ def _add_checkpoint(parser: argparse.ArgumentParser, example: str) -> None:
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser("train", help="train a part from scratch on the emoji pictures")
-    order = "clip and autoencoder first; latent-diffusion, the UNet, needs both"
+    order = "clip and autoencoder first: latent-diffusion needs both, prior and decoder need clip"
     train.add_argument("part", choices=TRAINED_PARTS, help=order)
-    train.add_argument("--preset", default="mini", help="sizes of the networks (mini)")
+    kinds = "of a prior: autoregressive, or (the default) diffusion"
+    train.add_argument("--kind", choices=("ar", "diffusion"), default="diffusion", help=kinds)
+    train.add_argument("--stage", type=int, choices=(1, 2), default=1, help="of an upsampler (1)")
+    train.add_argument(
+        "--preset",
+        default="mini",
+        help="sizes of the networks: mini, or dalle2 for its CLIP (mini)",
+    )
     train.add_argument("--out", type=Path, required=True, help="folder of the run")
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
     train.add_argument("--steps", type=int, help="steps in all; may grow or shrink on resuming")
     train.add_argument("--batch", type=int, help="examples per step")
     train.add_argument("--learning-rate", type=float)
     train.add_argument("--seed", type=int)
-    train.add_argument("--clip", type=Path, help="model folder of CLIP (latent-diffusion)")
+    train.add_argument("--clip", type=Path, help="model folder of CLIP, or mini for its own")
     train.add_argument("--autoencoder", type=Path, help="model folder (latent-diffusion)")
     train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     train.set_defaults(run=_train)
@@ -131,18 +150,31 @@ def _size(text: str) -> int | tuple[int, int]:
 
 
 def _imagine(args: argparse.Namespace) -> None:
-    from sdjax.pipelines.clip import read_picture
     from sdjax.pipelines.images import check_png, save_png
     from sdjax.pipelines.load import load
     from sdjax.pipelines.stable_diffusion import Pipeline
+    from sdjax.pipelines.unclip import Unclip
 
     check_png(args.out)
     if args.scale < 1:
         raise ValueError(f"--scale must be at least 1, got {args.scale}")
     pipe = load(args.model, family=args.family, ema=args.ema)
-    if not isinstance(pipe, Pipeline):
+    if isinstance(pipe, Unclip):
+        images = cli_unclip.imagine(pipe, args)
+    elif isinstance(pipe, Pipeline):
+        images = _imagine_latent(pipe, args)
+    else:
         raise ValueError(f"{args.model} is no text-to-image model")
-    images = pipe(
+    save_png(images.grid(scale=args.scale), args.out)
+    what = "picture" if len(images) == 1 else "pictures"
+    print(f"{len(images)} {what} of {args.prompt!r}: {args.out.resolve()}")
+
+
+def _imagine_latent(pipe: "Pipeline", args: argparse.Namespace) -> "Images":
+    from sdjax.pipelines.clip import read_picture
+
+    cli_unclip.refuse(args, cli_unclip.ONLY_FOR_UNCLIP, pipe.name)
+    return pipe(
         args.prompt,
         n=args.n,
         seed=args.seed,
@@ -158,15 +190,12 @@ def _imagine(args: argparse.Namespace) -> None:
         strength=args.strength,
         progress=True,
     )
-    save_png(images.grid(scale=args.scale), args.out)
-    what = "picture" if len(images) == 1 else "pictures"
-    print(f"{len(images)} {what} of {args.prompt!r}: {args.out.resolve()}")
 
 
 def _caption(args: argparse.Namespace) -> None:
     from sdjax.pipelines.clip import load_clip
 
-    named = [item for item in args.more if os.path.isfile(item) or _is_image_name(item)]
+    named = [item for item in args.more if cli_unclip.is_image(item)]
     images, texts = [args.image, *named], [item for item in args.more if item not in named]
     if not texts:
         raise ValueError("no text to compare with: write a caption after the images")
@@ -191,12 +220,6 @@ def _caption(args: argparse.Namespace) -> None:
     print(f"cosine  probability  {'image':{width}}  text")
     for image, text, match in rows:
         print(f"{match.cosine:6.3f}  {match.probability:11.3f}  {image:{width}}  {text}")
-
-
-def _is_image_name(item: str) -> bool:
-    from PIL import Image
-
-    return Path(item).suffix.lower() in Image.registered_extensions()
 
 
 def _models(args: argparse.Namespace) -> None:
@@ -226,7 +249,7 @@ def _costs(args: argparse.Namespace) -> None:
 
 def _train(args: argparse.Namespace) -> None:
     from sdjax.training.loop import open_run, train
-    from sdjax.training.tasks import RECIPES, make_task
+    from sdjax.training.parts import RECIPES, make_task
 
     if args.save_every < 1:
         raise ValueError(f"--save-every must be at least 1, got {args.save_every}")
@@ -236,14 +259,17 @@ def _train(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None
     }
     stored = open_run(args.out, resume=args.resume)
-    recipe = replace(stored or RECIPES[args.part], **changes)
-    task = make_task(args.part, args.preset, recipe, args.clip, args.autoencoder)
+    variants = {"prior": f"-{args.kind}", "upsampler": f"-{args.stage}"}
+    part = args.part + variants.get(args.part, "")
+    recipe = replace(stored or RECIPES[part], **changes)
+    task = make_task(part, args.preset, recipe, args.clip, args.autoencoder)
     train(task, recipe, args.out, resume=args.resume, save_every=args.save_every)
     print(f"trained: {(args.out / 'model').resolve()}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
     from sdjax.evaluate import evaluate
+    from sdjax.evaluate_prior import evaluate_priors
 
     if not args.out.parent.is_dir():
         raise FileNotFoundError(f"cannot write {args.out}: there is no folder {args.out.parent}")
@@ -252,7 +278,10 @@ def _evaluate(args: argparse.Namespace) -> None:
         for name in ("steps", "guidance")
         if getattr(args, name) is not None
     }
-    result = evaluate(args.model, count=args.count, seed=args.seed, **settings)
+    if args.prior:
+        result = evaluate_priors(args.model, seed=args.seed, guidance=args.guidance)
+    else:
+        result = evaluate(args.model, count=args.count, seed=args.seed, **settings)
     text = json.dumps(result, indent=2)
     print(text)
     partial = args.out.with_name(f".{args.out.name}.partial")

@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from sdjax import config, presets
 from sdjax.catalog import columns
+from sdjax.denoisers.autoregressive import AutoregressivePrior
 from sdjax.denoisers.prior import DiffusionPrior
 from sdjax.denoisers.unet import UNet
 from sdjax.image.autoencoder import Autoencoder
@@ -48,24 +49,23 @@ class Cost:
 
 
 def system(name: str) -> config.StableDiffusion | config.Unclip:
-    """The system called `name`: a published or a bundled one.
+    """The system called `name`: a published, a bundled one, or one of a paper.
 
     Raises:
         ValueError: if there is none.
     """
+    known = {
+        key: value
+        for key, value in {**presets.PUBLISHED, **presets.PAPER}.items()
+        if isinstance(value, config.StableDiffusion | config.Unclip)
+    }
     if name in bundled_models():
         described = json.loads((find_model(name) / MODEL_FILE).read_text())
-        found = stored_config(described, name)
-    else:
-        found = presets.PUBLISHED.get(name)
-    if isinstance(found, config.StableDiffusion | config.Unclip):
-        return found
-    systems = [
-        key
-        for key, value in presets.PUBLISHED.items()
-        if isinstance(value, config.StableDiffusion | config.Unclip)
-    ]
-    raise ValueError(f"no system {name!r}: choose among {', '.join([*systems, *bundled_models()])}")
+        known[name] = stored_config(described, name)  # pyright: ignore[reportArgumentType]
+    if name not in known:
+        names = ", ".join([*known, *bundled_models()])
+        raise ValueError(f"no system {name!r}: choose among {names}")
+    return known[name]
 
 
 def cost(stage: Stage, dtype: DTypeLike = jnp.bfloat16) -> Cost:
@@ -137,6 +137,8 @@ def _unclip_stages(model: config.Unclip, dtype: DTypeLike) -> list[Stage]:
     found = [_clip_text(model.text, dtype)]
     if model.prior is not None:
         found.append(_prior(model.prior, dtype))
+    if model.autoregressive_prior is not None:
+        found.append(_autoregressive_prior(model.autoregressive_prior, dtype))
     decoder, tokens = model.decoder, model.text.context_length
     if decoder.text is not None:
         tokens = decoder.text.context_length
@@ -169,6 +171,15 @@ def _prior(prior: config.DiffusionPrior, dtype: DTypeLike) -> Stage:
     embedding, seen = _shape(1, prior.embedding_dim), _shape(1, tokens, dtype=jnp.bool_)
     inputs = (embedding, _shape(1), embedding, text, seen)
     return Stage("prior", DiffusionPrior(prior, dtype), inputs)
+
+
+def _autoregressive_prior(prior: config.AutoregressivePrior, dtype: DTypeLike) -> Stage:
+    """All codes in one call, as in training; sampling computes as much, one code at a time."""
+    tokens = prior.text_tokens
+    embedding, seen = _shape(1, prior.embedding_dim), _shape(1, tokens, dtype=jnp.bool_)
+    text, codes = _shape(1, tokens, prior.text_dim), _shape(1, prior.codes, dtype=jnp.int32)
+    module = AutoregressivePrior(prior, dtype)
+    return Stage("autoregressive prior", module, (embedding, text, seen, codes))
 
 
 def _unet(name: str, unet: config.UNet, size: int, tokens: int, dtype: DTypeLike) -> Stage:

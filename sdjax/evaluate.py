@@ -19,6 +19,7 @@ from sdjax.nn.functional import apply
 from sdjax.pipelines.clip import Clip, in_batches, load_clip
 from sdjax.pipelines.load import load
 from sdjax.pipelines.stable_diffusion import Pipeline
+from sdjax.pipelines.unclip import Unclip
 
 CANDIDATES = 50
 """Concepts that a judge chooses among, the right one included."""
@@ -155,7 +156,7 @@ def reconstruct(pipe: Pipeline, pictures: Pictures) -> Pictures:
 
 
 def generate(
-    pipe: Pipeline, captions: Sequence[str], *, seed: int, quiet: bool, **settings: Any
+    pipe: Pipeline | Unclip, captions: Sequence[str], *, seed: int, quiet: bool, **settings: Any
 ) -> Pictures:
     """One picture a caption, caption i with seed `seed + i`, `CHUNK` at a time."""
     rows = []
@@ -179,7 +180,7 @@ def evaluate(
         ValueError: if fewer than `count` held-out captions exist, or the model has no CLIP.
     """
     pipe = load(model)
-    if not isinstance(pipe, Pipeline):
+    if not isinstance(pipe, Pipeline | Unclip):
         raise ValueError(f"{model} is no text-to-image model")
     judge = load_clip(model)
     words = list(pipe.styles)
@@ -200,13 +201,21 @@ def evaluate(
     rng = np.random.default_rng(seed)
     other = train_features[rng.choice(len(train_features), count, replace=False)]
     pictures = {"generated": drawn, "real": real}
-    psnrs = psnr(test.images, reconstruct(pipe, test.images))
+    if isinstance(pipe, Pipeline):
+        defaults = pipe.defaults.__dict__
+        psnrs = psnr(test.images, reconstruct(pipe, test.images))
+        own = {"autoencoder_psnr_db": round(float(psnrs.mean()), 2)}
+    else:
+        from sdjax.evaluate_unclip import unclip_figures  # it imports this module
+
+        defaults = pipe.settings.recipe()
+        own = unclip_figures(pipe, judge, test, order, candidates, seed)
     return {
         "model": model,
         "captions": count,
         "seed": seed,
-        "settings": {**pipe.defaults.__dict__, **settings},
-        "autoencoder_psnr_db": round(float(psnrs.mean()), 2),
+        "settings": {**defaults, **settings},
+        **own,
         "retrieval_clip": {
             k: round(clip_retrieval(judge, x, styles, candidates), 3) for k, x in pictures.items()
         },

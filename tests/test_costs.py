@@ -72,3 +72,20 @@ def test_the_command_prints_a_row_for_each_network(capsys):
 def test_an_unknown_system_is_told_the_known_ones(capsys):
     assert main(["models", "sd9"]) != 0
     assert "sd1" in capsys.readouterr().err
+
+
+def test_the_whole_of_dalle_2_compiles_at_its_sizes_without_weights():
+    """64, 256 and 1024 pixels, in bfloat16; the parameters beside those of the paper's table 3."""
+    costs = {found.stage: found for found in map(cost, stages(system("dalle2")))}
+    counts = {name: round(found.parameters / 1e9, 2) for name, found in costs.items()}
+    assert counts == {
+        "CLIP's text": 0.35,
+        "prior": 1.33,  # 1B
+        "autoregressive prior": 0.81,  # 1B, with a text transformer of its own
+        "decoder's text": 1.32,  # with the decoder 3.5B
+        "decoder": 2.24,
+        "upsampler to 256": 0.73,  # 700M
+        "upsampler to 1024": 0.28,  # 300M
+    }
+    assert costs["upsampler to 1024"].operations > 10 * costs["decoder"].operations
+    assert all(found.temporary_bytes < 12 * 2**30 for found in costs.values())

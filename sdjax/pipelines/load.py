@@ -8,7 +8,10 @@ from jax.typing import DTypeLike
 from sdjax import config
 from sdjax.pipelines.clip import Clip, clip_of
 from sdjax.pipelines.models import Model, read_model
+from sdjax.pipelines.priors import samplers_of
 from sdjax.pipelines.stable_diffusion import Defaults, Pipeline
+from sdjax.pipelines.unclip import Unclip
+from sdjax.pipelines.unclip_request import Settings
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.weights.config_json import from_json
 
@@ -19,7 +22,7 @@ def load(
     dtype: DTypeLike = jnp.float32,
     family: str | config.Config | None = None,
     ema: bool | None = None,
-) -> Pipeline | Clip | Model:
+) -> Pipeline | Unclip | Clip | Model:
     """Load a model.
 
     Args:
@@ -32,8 +35,8 @@ def load(
         ema: of a single file that has both, take the averaged weights (the default) or the raw.
 
     Returns:
-        A `Pipeline` for Stable Diffusion, a `Clip` for CLIP, else a `Model`: the config and the
-        parameters of one network.
+        A `Pipeline` for Stable Diffusion, an `Unclip` for DALL-E 2, a `Clip` for CLIP, else a
+        `Model`: the config and the parameters of one network.
 
     Raises:
         FileNotFoundError: if there is no such model, or a file of it is missing.
@@ -44,6 +47,8 @@ def load(
     match read.config:
         case config.StableDiffusion():
             return _pipeline(read, read.config)
+        case config.Unclip():
+            return _unclip(read, read.config)
         case config.Clip():
             return clip_of(read)
     return read
@@ -51,17 +56,35 @@ def load(
 
 def _pipeline(model: Model, system: config.StableDiffusion) -> Pipeline:
     described = model.described
-    tokenizer = Tokenizer(system.text.context_length, system.text.pad, described.get("vocabulary"))
-    if tokenizer.vocab_size != system.text.vocab_size:
-        raise ValueError(
-            f"{model.name}: the vocabulary has {tokenizer.vocab_size} ids, the text tower "
-            f"{system.text.vocab_size} rows"
-        )
     return Pipeline(
         name=model.name,
         config=system,
         params=model.params,
-        tokenizer=tokenizer,
+        tokenizer=_tokenizer(model, system.text),
         defaults=from_json(Defaults, described.get("defaults", {})),
         styles=tuple(described.get("styles", ())),
     )
+
+
+def _unclip(model: Model, system: config.Unclip) -> Unclip:
+    described = model.described
+    return Unclip(
+        name=model.name,
+        config=system,
+        params=model.params,
+        tokenizer=_tokenizer(model, system.text),
+        priors=samplers_of(system, model.params, described),
+        clip=None if system.image is None else clip_of(model),
+        settings=from_json(Settings, described.get("defaults", {})),
+        styles=tuple(described.get("styles", ())),
+    )
+
+
+def _tokenizer(model: Model, text: config.TextTower) -> Tokenizer:
+    tokenizer = Tokenizer(text.context_length, text.pad, model.described.get("vocabulary"))
+    if tokenizer.vocab_size != text.vocab_size:
+        raise ValueError(
+            f"{model.name}: the vocabulary has {tokenizer.vocab_size} ids, the text tower "
+            f"{text.vocab_size} rows"
+        )
+    return tokenizer

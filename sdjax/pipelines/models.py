@@ -13,12 +13,13 @@ from jax.typing import DTypeLike
 from sdjax.config import Config
 from sdjax.nn.functional import Params
 from sdjax.weights.conversion import describe
-from sdjax.weights.files import MODEL_FILE, load_model, to_params
+from sdjax.weights.files import MODEL_FILE, SUFFIX, load_model, open_model, to_params
 from sdjax.weights.hub import REPOSITORY, hub_folder
 from sdjax.weights.readers import SUFFIXES
 from sdjax.weights.recognize import FAMILIES
 from sdjax.weights.sources import open_source
 from sdjax.weights.stored import NO_STATISTICS, check_components, lacks_statistics, stored_config
+from sdjax.weights.tree import shown
 
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models"
 
@@ -105,9 +106,33 @@ def read_model(
 
 def _read_stored(folder: Path, dtype: DTypeLike, name: str) -> Model:
     params, described = load_model(folder, dtype)
+    params |= _shared(described, dtype, str(folder))
     config = stored_config(described, str(folder))
     check_components(config, params, str(folder))
     name = described.get("name", name)
     if lacks_statistics(config, params):
         warnings.warn(f"{name}: {NO_STATISTICS}", stacklevel=3)
     return Model(name, config, params, described)
+
+
+def _shared(described: Mapping[str, Any], dtype: DTypeLike, where: str) -> Params:
+    """Components that a model has from a bundled one, so that they are not stored twice.
+
+    The field "shared" of model.json says of each which model it is in, and the hash of its file.
+    """
+    found: Params = {}
+    for component, source in described.get("shared", {}).items():
+        lender, expected = source["model"], source["sha256"]
+        if lender not in bundled_models():
+            raise ValueError(
+                f"{where} has its {shown(component)} from the bundled model '{shown(str(lender))}',"
+                f" which is none of {', '.join(bundled_models())}: update sdjax"
+            )
+        components, lent = open_model(BUNDLED / lender)
+        if lent["sha256"].get(f"{component}{SUFFIX}") != expected:
+            raise ValueError(
+                f"{where} was trained with another {shown(component)} than that of the bundled "
+                f"model {lender}: update sdjax, or train it again"
+            )
+        found[component] = to_params(components[component], dtype, f"{lender}: {component}")
+    return found

@@ -1,0 +1,129 @@
+"""How good is a prior? On held-out pictures, against the text embedding used in its place.
+
+A prior is asked for the image embedding of a caption that training never saw. Two things tell
+whether the answer is good: its cosine with the embedding of the true picture, and at which place
+the true picture comes when all pictures are sorted by their cosine with the answer. The second
+cannot be won by moving towards the mean of all pictures, far from all texts, as the first can.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int
+
+from sdjax import config, presets
+from sdjax.data import emoji
+from sdjax.diffusion.loop import image_keys
+from sdjax.evaluate import CANDIDATES
+from sdjax.image.clip_image import unit
+from sdjax.pipelines.clip import Clip, clip_of, load_clip
+from sdjax.pipelines.models import read_model
+from sdjax.pipelines.priors import Sampler, Text, prior_of, read_text, samplers_of
+
+Embeddings = Float[np.ndarray, "rows dim"]
+
+
+def candidate_rows(count: int, seed: int) -> Int[np.ndarray, "count candidates"]:
+    """For each picture: itself first, then `CANDIDATES - 1` others, drawn from all."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for i in range(count):
+        others = rng.permutation(count - 1)[: CANDIDATES - 1]
+        rows.append([i, *(others + (others >= i))])
+    return np.array(rows)
+
+
+def prior_scores(
+    answers: Embeddings, images: Embeddings, candidates: Int[np.ndarray, "rows candidates"]
+) -> dict[str, float]:
+    """Cosine and retrieval of unit vectors `answers`, row by row the answers to `images`.
+
+    "rank": the mean place of the true picture among all, from 1; "top_1": the share of first
+    places among all; "top_1_of_50": among the candidates, the first of which is the true one.
+    """
+    cosines = answers @ images.T
+    true = np.diag(cosines)
+    ranks = 1 + np.sum(cosines > true[:, None], axis=1)
+    few = np.take_along_axis(cosines, candidates, axis=1)
+    return {
+        "cosine": float(true.mean()),
+        "rank": float(ranks.mean()),
+        "top_1": float(np.mean(ranks == 1)),
+        "top_1_of_50": float(np.mean(few.argmax(1) == 0)),
+    }
+
+
+def evaluate_prior(
+    sampler: Sampler,
+    clip: Clip,
+    styles: Sequence[str],
+    *,
+    draws: int = 4,
+    seed: int = 0,
+    **settings: Any,
+) -> dict[str, Any]:
+    """The scores of a prior on the held-out pictures of `styles`, as JSON values.
+
+    Args:
+        sampler: the prior.
+        clip: both towers that it was trained with.
+        styles: of the pictures.
+        draws: answers to each caption, with keys of their own; scores are means over them.
+        seed: of the candidates, and of the first draw.
+        settings: of the sampler, such as guidance.
+
+    Returns:
+        The scores of "prior" and of "text", the text embedding itself; how many "pictures".
+    """
+    data = emoji.load("test", styles)
+    images = clip.image_embeddings(data.images)
+    candidates = candidate_rows(len(images), seed)
+    tower, params = clip.config.text, clip.params["text"]
+
+    def read(texts: list[str]) -> Text:
+        return read_text(tower, params, jnp.asarray(clip.tokenizer(texts)), clip.tokenizer.eot_id)
+
+    text, empty = read(data.captions()), read([""])
+    found = []
+    for draw in range(draws):
+        keys = image_keys(seed + draw * len(images) + jnp.arange(len(images)))
+        answers = np.asarray(unit(sampler(text, empty, keys, **settings)))
+        found.append(prior_scores(answers, images, candidates))
+    mean = {name: float(np.mean([scores[name] for scores in found])) for name in found[0]}
+    plain = prior_scores(np.asarray(text.embedding), images, candidates)
+    return {
+        "pictures": len(images),
+        "draws": draws,
+        "prior": {name: round(value, 3) for name, value in mean.items()},
+        "text": {name: round(value, 3) for name, value in plain.items()},
+    }
+
+
+def evaluate_priors(
+    model: str | os.PathLike[str], *, seed: int = 0, guidance: float | None = None
+) -> dict[str, Any]:
+    """`evaluate_prior` of each prior of a DALL-E 2, or of the one in a folder of its own.
+
+    A prior of its own is asked about the pictures of the bundled styles, by the bundled CLIP.
+
+    Raises:
+        ValueError: if the model has no prior, or no image tower to judge it.
+    """
+    read = read_model(model)
+    styles = tuple(read.described.get("styles", ())) or presets.MINI_STYLES
+    if isinstance(read.config, config.Unclip):
+        samplers, clip = samplers_of(read.config, read.params, read.described), clip_of(read)
+    elif isinstance(read.config, config.DiffusionPrior | config.AutoregressivePrior):
+        name = "diffusion" if isinstance(read.config, config.DiffusionPrior) else "ar"
+        samplers = {name: prior_of(read.config, read.params, read.described)}
+        clip = load_clip("mini")
+    else:
+        raise ValueError(f"{model} has no prior")
+    scores = {
+        name: evaluate_prior(sampler, clip, styles, seed=seed, guidance=guidance)
+        for name, sampler in samplers.items()
+    }
+    return {"model": read.name, "seed": seed, **scores}

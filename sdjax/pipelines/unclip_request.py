@@ -1,0 +1,145 @@
+"""What is asked of DALL-E 2: completed and checked before anything is compiled."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from sdjax import config
+from sdjax.diffusion.limits import Limits
+from sdjax.diffusion.samplers import Plan, find_sampler, sampling_plan
+from sdjax.pipelines.request import CALL_LIMITS
+
+PRIORS = ("diffusion", "ar")
+Seeds = int | Sequence[int] | Int[np.ndarray, " prompts"]
+IN_RANGE = Limits(clip=1.0)
+"""Pixels are in [-1, 1], and so is what is predicted of them (the paper does not say)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How pictures are drawn. The defaults are the paper's (arXiv 2204.06125, table 3)."""
+
+    prior: str = "diffusion"  # what makes an image embedding of a text
+    prior_steps: int | None = None  # of the diffusion prior; None, and below: the prior's own
+    prior_guidance: float | None = None
+    best_of: int | None = None  # image embeddings drawn, of which the nearest to the text is kept
+    steps: int = 250  # of the decoder
+    sampler: str = "unclip"  # of the decoder
+    eta: float = 0.0  # noise of samplers that take it, 0 to 1
+    guidance: float = 1.25  # of the decoder, by embedding and text; 1 is off
+    upsampler_steps: tuple[int, ...] = (27, 15)
+    upsampler_sampler: str = "ddim"
+
+    def completed(self, **changes: Any) -> "Settings":
+        """With all `changes` that are not None."""
+        return replace(self, **{name: x for name, x in changes.items() if x is not None})
+
+    def check(self, model: str, system: config.Unclip) -> None:
+        """Refuse, in words, what the model cannot draw."""
+        if self.prior not in PRIORS:
+            raise ValueError(f"unknown prior {self.prior!r}: choose {' or '.join(PRIORS)}")
+        check_guidance("guidance", self.guidance)
+        check_guidance("prior_guidance", self.prior_guidance)
+        for name in ("prior_steps", "best_of"):
+            check_count(name, getattr(self, name))
+        if len(self.upsampler_steps) != len(system.upsamplers):
+            raise ValueError(
+                f"{model} has {len(system.upsamplers)} upsamplers, upsampler_steps are "
+                f"{self.upsampler_steps}: give a number for each"
+            )
+        for name, unet in (
+            (self.sampler, system.decoder.unet),
+            *((self.upsampler_sampler, one.unet) for one in system.upsamplers),
+        ):
+            sampler, _ = find_sampler(name)
+            if sampler.inverse:
+                raise ValueError(f"{name} walks to noise: choose a sampler that draws")
+            if sampler.learned and unet.out_channels != 6:
+                raise ValueError(
+                    f"{name} is for networks that predict a variance; one of {model} does not: "
+                    "choose another sampler"
+                )
+
+    def recipe(self) -> dict[str, Any]:
+        """What is written into each image."""
+        return {**asdict(self), "upsampler_steps": list(self.upsampler_steps)}
+
+    def plans(self, system: config.Unclip, strength: float | None = None) -> list[Plan]:
+        """The calls of each stage; with a `strength` the decoder begins with a picture.
+
+        Raises:
+            ValueError: for steps, an eta or a strength out of range.
+        """
+        decoder = sampling_plan(
+            system.decoder.schedule,
+            self.steps,
+            CALL_LIMITS,
+            sampler=self.sampler,
+            spacing=_spacing(self.sampler),
+            eta=self.eta,
+            strength=strength,
+            limits=IN_RANGE,
+        )
+        return [decoder, *self.upsampler_plans(system)]
+
+    def upsampler_plans(self, system: config.Unclip) -> list[Plan]:
+        """The calls of the upsamplers."""
+        return [
+            sampling_plan(
+                upsampler.schedule,
+                steps,
+                CALL_LIMITS,
+                sampler=self.upsampler_sampler,
+                spacing=_spacing(self.upsampler_sampler),
+                limits=IN_RANGE,
+            )
+            for upsampler, steps in zip(system.upsamplers, self.upsampler_steps, strict=True)
+        ]
+
+
+def _spacing(sampler: str) -> str:
+    """Of the times: the sampler's own, or from the very last on: a picture begins with noise."""
+    return find_sampler(sampler)[1] or "trailing"
+
+
+def check_guidance(name: str, guidance: float | None) -> None:
+    """Refuse a scale below 1, which is off."""
+    if guidance is not None and not (np.isfinite(guidance) and guidance >= 1):
+        raise ValueError(f"{name} must be a number of at least 1 (1 is off), got {guidance}")
+
+
+def check_count(name: str, count: Any) -> None:
+    """Refuse what is no whole number of at least 1."""
+    if count is None:
+        return
+    if not isinstance(count, (int, np.integer)):
+        raise ValueError(f"{name} must be a whole number, got {count!r}")
+    if count < 1:
+        raise ValueError(f"{name} must be at least 1, got {count}")
+
+
+def check_texts(texts: Sequence[str]) -> None:
+    """Refuse no text, or an empty one."""
+    if not len(texts) or any(not text.strip() for text in texts):
+        raise ValueError("the prompt is empty: say what the picture should show")
+
+
+def each_seed(seed: Any, rows: int, n: int = 1) -> Int[np.ndarray, " batch"]:
+    """The seed of each of `n` images of each row: of the row's, or of one for all, counted up.
+
+    Raises:
+        ValueError: if there are not as many as rows, or one is out of range.
+    """
+    check_count("n, the number of images,", n)
+    given = np.asarray(seed)
+    if not np.issubdtype(given.dtype, np.integer):
+        raise ValueError(f"seed must be a whole number, got {seed!r}")
+    if given.ndim and given.shape != (rows,):
+        raise ValueError(f"{given.size} seeds for {rows} prompts: give one for each")
+    first = np.broadcast_to(given, (rows,)).astype(np.int64)
+    if first.min() < 0 or first.max() > 2**31 - n:
+        raise ValueError(f"seed must be between 0 and {2**31 - n}, got {seed}")
+    return np.add.outer(first, np.arange(n)).reshape(-1).astype(np.int32)

@@ -1,0 +1,46 @@
+"""The figures of a DALL-E 2: that they are measured at all, and on the right pictures."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tiny_unclip
+
+from sdjax import evaluate_unclip
+from sdjax.data.emoji import EmojiSet
+
+WORDS = ("cat", "dog", "house")
+
+
+@pytest.fixture(scope="module")
+def figures():
+    pipe = replace(tiny_unclip.make_unclip(), priors={})
+    rng = np.random.default_rng(0)
+    # Pictures of 64 pixels whose blocks are those of 16.
+    images = np.kron(rng.integers(0, 256, (3, 16, 16, 3)), np.ones((1, 4, 4, 1))).astype(np.uint8)
+    test = EmojiSet(images, WORDS, ("noto", "flat", "noto"), {}, {})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate_unclip, "INVERTED", 2)
+        patch.setattr(evaluate_unclip, "CHUNK", 2)
+        patch.setattr(evaluate_unclip, "THETAS", (0.0, 0.5))
+        patch.setattr("sdjax.evaluate.CANDIDATES", 2)
+        candidates = [["house", "cat"], ["dog", "house"], ["cat", "dog"]]
+        order = np.array([2, 1, 0])
+        return evaluate_unclip.unclip_figures(pipe, pipe.clip, test, order, candidates, seed=0)
+
+
+def test_what_was_inverted_comes_back(figures):
+    for name in ("inversion_psnr_db", "interpolation_ends_psnr_db"):
+        assert figures[name]["mean"] >= figures[name]["least"] > 30
+
+
+def test_pictures_are_drawn_from_all_embeddings(figures):
+    found = figures["decoder_from_true_embedding"]
+    assert 0 <= found["retrieval_clip"] <= 1 and -1 <= found["cosine"] <= 1
+
+
+def test_text_diffs_are_scored_over_theta(figures):
+    found = figures["textdiff"]
+    assert found["theta"] == [0.0, 0.5]
+    assert len(found["cosine"]) == 2 and found["cosine"][0] != found["cosine"][1]
+    assert found["steps_that_rise"] in (0, 1)
