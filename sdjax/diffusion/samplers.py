@@ -225,9 +225,7 @@ def make_plan(
     most = max(lengths, default=0)
     length = next((length for length in lengths if len(calls) <= length), None)
     if length is None:
-        raise ValueError(
-            f"{len(calls)} calls of the network do not fit into {most}"
-        )
+        raise ValueError(f"{len(calls)} calls of the network do not fit into {most}")
     pad = length - len(calls)
 
     def padded(values: object, filler: float) -> Array:
