@@ -68,6 +68,7 @@ def _add_imagine(commands: argparse._SubParsersAction) -> None:
     imagine.add_argument(
         "--spacing", help="of the steps: leading, trailing, linspace, karras, exponential, log-snr"
     )
+    imagine.add_argument("--offset", type=int, help='added to the times of "leading" (1)')
     imagine.add_argument(
         "--eta", type=float, default=0.0, help="noise in ddim, churn in euler and heun, 0 to 1 (0)"
     )
@@ -184,6 +185,7 @@ def _imagine_latent(pipe: "Pipeline", args: argparse.Namespace) -> "Images":
         size=args.size,
         sampler=args.sampler,
         spacing=args.spacing,
+        offset=args.offset,
         eta=args.eta,
         guidance_rescale=args.rescale,
         image=args.image and read_picture(args.image),

@@ -173,6 +173,8 @@ def _batch_size(rows: dict[str, Any]) -> int:
         for name, tree in rows.items()
     }
     found = set().union(*sizes.values())
+    if found == {0}:
+        raise ValueError(f"the batch is empty: {', '.join(rows)} have no rows")
     if len(found) != 1 or not (size := found.pop()):
         raise ValueError(f"the batched arguments differ in their number of rows: {sizes}")
     return size

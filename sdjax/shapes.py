@@ -31,7 +31,7 @@ Vectors = Float[Array, "batch _dim"]
 Tokens = Int[Array, "batch tokens"]
 """Token ids."""
 Mask = Bool[Array, "batch _tokens"]
-"""Which positions of a sequence are seen: True where there is text, False where there is padding."""
+"""Which positions of a sequence are seen: True where there is text, False in the padding."""
 Labels = Int[Array, " batch"]
 """One whole number per example, such as a noise level: the row of a table."""
 Timesteps = Float[Array, " batch"]

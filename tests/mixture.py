@@ -4,14 +4,17 @@ In one dimension the probability-flow ODE keeps the order of points, so that it 
 quantile at one noise level to the same quantile at another: the exact solution.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import ndtr
 
 from sdjax.diffusion.solvers import SLOTS, Call, Level
+from sdjax.diffusion.times import Levels, of_spread
 
-WEIGHTS, MEANS, DEVIATIONS = np.array([0.3, 0.7]), np.array([-1.0, 0.6]), np.array([0.3, 0.2])
+WEIGHTS, MEANS, DEVIATIONS = np.array([0.3, 0.7]), np.array([-1.0, 0.6]), np.array([0.45, 0.4])
 
 
 def best_eps(x: np.ndarray, level: Level) -> np.ndarray:
@@ -50,6 +53,43 @@ def run(calls: list[Call], x: np.ndarray) -> np.ndarray:
         x0 = (state[0] - level.sigma * eps) / level.alpha
         state = call.state @ np.vstack([state, x0, eps, np.zeros_like(eps)])
     return state[0]
+
+
+# Noise levels between which it is carried
+
+MOST, LEAST = 3.0, 0.1
+"""Sigma / alpha at both ends."""
+
+
+class Even(Levels):
+    """Levels by a time from 0 to 1 that is even in log(sigma / alpha)."""
+
+    def __init__(self):
+        pass
+
+    def at_time(self, time):
+        return of_spread(float(MOST ** (1 - time) * LEAST**time), float(time))
+
+    def at_spread(self, spread):
+        return of_spread(float(spread), 0.0)
+
+
+EVEN = Even()
+
+
+def graded(steps: int) -> list[Level]:
+    """Even steps of 1 / steps; at both ends ever shorter ones, down to 1 / steps^2.
+
+    Multistep samplers begin, and some end, with steps of lower order: here these count for nothing.
+    """
+    short = 2.0 ** -np.arange(round(math.log2(steps)), 0, -1)
+    sizes = np.concatenate([short, np.ones(steps - 2), short[::-1]])
+    times = np.append(0, np.cumsum(sizes)) / sizes.sum()
+    return [EVEN.at_time(time) for time in times]
+
+
+def even(steps: int) -> list[Level]:
+    return [EVEN.at_time(k / steps) for k in range(steps + 1)]
 
 
 # Two dimensions, in JAX

@@ -45,12 +45,12 @@ def test_no_command_shows_the_help(capsys):
 def test_imagine_takes_every_option(model, tmp_path):
     Image.new("RGB", (9, 9), "red").save(tmp_path / "red.png")
     options = "-n 1 --steps 4 --guidance 2 --negative dog --scale 1 -o one.png --rescale 0.7"
-    more = "--spacing karras --image red.png --strength 0.5 --sampler heun"
+    more = "--spacing leading --offset 3 --image red.png --strength 0.5 --sampler heun"
     command = ["imagine", "a cat", "--model", model, "--size", "8x16", "--eta", "0.5"]
     assert main([*command, *options.split(), *more.split()]) == 0
     recipe = read_recipe(tmp_path / "one.png")[0]
     asked = {"steps": 4, "guidance": 2.0, "negative": "dog", "sampler": "heun", "eta": 0.5}
-    asked |= {"spacing": "karras", "strength": 0.5, "guidance_rescale": 0.7}
+    asked |= {"spacing": "leading", "offset": 3, "strength": 0.5, "guidance_rescale": 0.7}
     assert recipe.items() >= {**asked, "height": 8, "width": 16}.items()
     with Image.open(tmp_path / "one.png") as image:
         assert image.size == (16, 8)

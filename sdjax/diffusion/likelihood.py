@@ -20,6 +20,7 @@ bins: their density says nothing about pixels, and differs from scale to scale.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import jax
@@ -67,14 +68,20 @@ def likelihood_path(
         steps: of four network calls each.
         least: sigma / alpha at the data end; None is the schedule's least noise.
         most: sigma / alpha at the noisy end; None is the schedule's most.
+
+    Raises:
+        ValueError: if a number is out of range.
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
+    if least is not None and not least > 0:
+        raise ValueError(f"the least noise must be above 0, got {least}")
     levels = Levels(schedule)
-    start = levels.log_spread[0] if least is None else math.log(least)
-    end = levels.log_spread[-1] if most is None else math.log(most)
+    start, end = np.exp(levels.log_spread[[0, -1]])
+    start, end = start if least is None else least, end if most is None else most
     if not start < end:
-        raise ValueError(f"the least noise {least} must be below the most {most}")
+        raise ValueError(f"the least noise {start:g} must be below the most {end:g}")
+    start, end = math.log(start), math.log(end)
     visited = [levels.at_spread(math.exp(u)) for u in np.linspace(start, end, 2 * steps + 1)]
     index = 2 * np.arange(steps)[:, None] + np.arange(3)
 
@@ -113,30 +120,12 @@ def log_likelihood(
         keys: one per image, for an estimate.
         probes: random directions of each image; static.
         noise: signs (less variance), or normals; static.
+
+    Raises:
+        ValueError: for an unknown noise, or no probes.
     """
-    if keys is None:
-        size = x[0].size
-        directions = jnp.eye(size).reshape(size, 1, *x.shape[1:])
-    else:
-        draw = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}[noise]
-        shape = (probes, *x.shape[1:])
-        directions = jax.vmap(lambda key: draw(key, shape, jnp.float32), out_axes=1)(keys)
-
-    def slope(x: Latents, stage: Stage) -> tuple[Latents, Float[Array, "probes batch"]]:
-        """dx/du, and v . (its derivative) v for every direction v."""
-        timestep, alpha, sigma = stage
-
-        def flow(x: Latents) -> Latents:
-            output = denoise(x, jnp.full(x.shape[0], timestep))
-            return sigma * split(output, x, alpha, sigma, prediction)[1] - sigma**2 * x
-
-        value, push = jax.linearize(flow, x)
-
-        def stretch(v: Array) -> Float[Array, " batch"]:
-            v = jnp.broadcast_to(v, x.shape)
-            return jnp.sum(v * push(v), axis=(1, 2, 3))
-
-        return value, jax.lax.map(stretch, directions, batch_size=PROBES_AT_ONCE)
+    directions = _directions(x, keys, probes, noise)
+    slope = partial(_slope, denoise, prediction, directions)
 
     def step(carry: tuple[Latents, Array], scanned: Path) -> tuple[tuple[Latents, Array], None]:
         x, stretched = carry
@@ -158,6 +147,44 @@ def log_likelihood(
         return Likelihood(prior + stretched.sum(0), jnp.zeros_like(prior), code)
     error = jnp.std(stretched, axis=0, ddof=1) / math.sqrt(probes)
     return Likelihood(prior + stretched.mean(0), error, code)
+
+
+def _directions(
+    x: Latents, keys: Keys | None, probes: int, noise: str
+) -> Float[Array, "probes _batch height width channels"]:
+    """Every axis, the same for all images; or with keys random ones for each."""
+    if keys is None:
+        return jnp.eye(x[0].size).reshape(-1, 1, *x.shape[1:])
+    draws = {"rademacher": jax.random.rademacher, "gaussian": jax.random.normal}
+    if noise not in draws:
+        raise ValueError(f"unknown noise {noise!r}: choose {' or '.join(draws)}")
+    if probes < 1:
+        raise ValueError(f"probes must be at least 1, got {probes}")
+    shape = (probes, *x.shape[1:])
+    return jax.vmap(lambda key: draws[noise](key, shape, jnp.float32), out_axes=1)(keys)
+
+
+def _slope(
+    denoise: Callable[[Latents, Timesteps], Latents],
+    prediction: Prediction,
+    directions: Array,
+    x: Latents,
+    stage: Stage,
+) -> tuple[Latents, Float[Array, "probes batch"]]:
+    """dx/du, and v . (its derivative) v for every direction v."""
+    timestep, alpha, sigma = stage
+
+    def flow(x: Latents) -> Latents:
+        output = denoise(x, jnp.full(x.shape[0], timestep))
+        return sigma * split(output, x, alpha, sigma, prediction)[1] - sigma**2 * x
+
+    value, push = jax.linearize(flow, x)
+
+    def stretch(v: Array) -> Float[Array, " batch"]:
+        v = jnp.broadcast_to(v, x.shape)
+        return jnp.sum(v * push(v), axis=(1, 2, 3))
+
+    return value, jax.lax.map(stretch, directions, batch_size=PROBES_AT_ONCE)
 
 
 def dequantize(pixels: Pixels, keys: Keys) -> Images:

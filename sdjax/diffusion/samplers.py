@@ -1,9 +1,7 @@
-"""The samplers by name, and the plan of a run: everything the loop needs, as numbers."""
+"""The plan of a run, of any sampler: everything the loop needs, as numbers."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple, get_args
+from collections.abc import Sequence
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -11,205 +9,33 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from sdjax.config import Schedule
-from sdjax.diffusion import solvers
-from sdjax.diffusion.limits import NO_LIMITS, Limits
+from sdjax.diffusion.limits import NO_LIMITS, Limits, check_limits
+from sdjax.diffusion.sampler_table import (
+    ALIASES,
+    CHURN,
+    SAMPLERS,
+    Sampler,
+    default_spacing,
+    find_sampler,
+    table,
+)
 from sdjax.diffusion.solvers import Call, Churn, Level
 from sdjax.diffusion.solvers.onestep import MOST_CHURN
-from sdjax.diffusion.times import Convention, End, Levels, Spacing, Times, visited
+from sdjax.diffusion.times import End, Levels, Spacing, Times, visited
 
-Build = Callable[[Sequence[Level], Levels, Any], list[Call]]
-"""The calls for the levels of a run, all levels of the schedule, and eta."""
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """One row of the table of samplers."""
-
-    build: Build
-    convention: Convention  # by which its times are chosen
-    order: int | None  # of convergence, once warm, between levels with noise; None: it draws noise
-    calls: int  # of the network per step
-    source: str
-    eta: str = ""  # what eta means; "": it must be 0
-    more: int = 0  # calls more than that, while it warms up
-    end: End | None = None  # where it must end; None: anywhere
-    spacing: Spacing | None = None  # where none is asked for
-    limits: Limits = NO_LIMITS  # likewise
-    exact: bool = False  # takes a level without any signal as it is
-    inverse: bool = False  # walks from data to noise
-    learned: bool = False  # the network must say the variance, too
-
-    @property
-    def of_steps(self) -> str:
-        """How often N steps from noise to data call the network."""
-        if self.calls == 2:
-            return "2N - 1"  # the last is one of Euler
-        return f"N + {self.more}" if self.more else "N"
-
-
-def _plain(build: Callable[..., list[Call]], **options: Any) -> Build:
-    """A sampler that needs nothing but the levels of its steps."""
-    return lambda levels, schedule, eta: build(levels, **options)
-
-
-def _looking(build: Callable[..., list[Call]], **options: Any) -> Build:
-    """A sampler that looks between the levels of its steps, too."""
-    return lambda levels, schedule, eta: build(levels, schedule.at_spread, **options)
-
-
-def _churning(build: Callable[..., list[Call]]) -> Build:
-    """A sampler whose eta is the share of the most churn, or says all about it."""
-
-    def calls(levels: Sequence[Level], schedule: Levels, eta: float | Churn) -> list[Call]:
-        churn = eta if isinstance(eta, Churn) else Churn(eta * MOST_CHURN)
-        return build(levels, schedule.at_spread, churn)
-
-    return calls
-
-
-def _ddim(levels: Sequence[Level], schedule: Levels, eta: float) -> list[Call]:
-    return solvers.ddim(levels, eta)
-
-
-def _pndm(levels: Sequence[Level], schedule: Levels, eta: float) -> list[Call]:
-    middles = [
-        schedule.at_time(round((here.timestep + there.timestep) / 2))
-        for here, there in solvers.pairs(levels)[:3]
-    ]
-    return solvers.pndm(levels, middles)
-
-
-DDIM, DDPM, LEARNED = "arXiv 2010.02502", "arXiv 2006.11239", "arXiv 2102.09672"
-PNDM, KARRAS, K_DIFFUSION = "arXiv 2202.09778", "arXiv 2206.00364", "k-diffusion"
-DPM, DPM_PLUS, DEIS, UNIPC = (
-    f"arXiv {number}" for number in ("2206.00927", "2211.01095", "2204.13902", "2302.04867")
-)
-UNCLIP, CHURN = "arXiv 2204.06125", "churn"
-_alpha_space = partial(Sampler, convention="ddim", calls=1)
-_ddpm = partial(_alpha_space, order=None, end="data", exact=True)
-_unclip = partial(_ddpm, source=UNCLIP, spacing="linspace")
-_sigma_space = partial(Sampler, convention="sigma")
-_log_snr = partial(Sampler, convention="multistep", calls=1)
-_sde = partial(solvers.dpm_multistep, algorithm="sde-dpm++")
-
-SAMPLERS: dict[str, Sampler] = {
-    "ddim": _alpha_space(_ddim, order=1, source=DDIM, eta="noise, as in DDPM at 1", exact=True),
-    "ddim inverse": _alpha_space(
-        _plain(solvers.ddim_inverse), order=1, source=DDIM, exact=True, inverse=True
-    ),
-    "ddpm": _ddpm(_plain(solvers.ddpm), source=DDPM),
-    "ddpm large": _ddpm(_plain(solvers.ddpm, variance="large"), source=DDPM),
-    "ddpm learned": _ddpm(_plain(solvers.ddpm, variance="learned"), source=LEARNED, learned=True),
-    "unclip": _unclip(_plain(solvers.ddpm, variance="learned"), learned=True, limits=Limits(1.0)),
-    "unclip prior": _unclip(_plain(solvers.ddpm), limits=Limits(5.0)),
-    "plms": _alpha_space(_plain(solvers.plms), order=2, source=PNDM, more=1),
-    "pndm": _alpha_space(_pndm, order=2, source=PNDM, more=9),
-    "euler": _sigma_space(
-        _churning(solvers.euler_churn), order=1, calls=1, source=KARRAS, eta=CHURN
-    ),
-    "euler a": _sigma_space(
-        _plain(solvers.euler_ancestral), order=None, calls=1, source=K_DIFFUSION
-    ),
-    "heun": _sigma_space(_churning(solvers.heun), order=2, calls=2, source=KARRAS, eta=CHURN),
-    "lms": _sigma_space(_plain(solvers.lms), order=4, calls=1, source=K_DIFFUSION),
-    "dpm2": _sigma_space(_looking(solvers.dpm2), order=2, calls=2, source=K_DIFFUSION),
-    "dpm2 a": _sigma_space(
-        _looking(solvers.dpm2_ancestral), order=None, calls=2, source=K_DIFFUSION
-    ),
-    "dpm++ 2s a": _sigma_space(
-        _looking(solvers.dpm2_ancestral, predict="x0"), order=None, calls=2, source=K_DIFFUSION
-    ),
-    "dpm++ sde": _sigma_space(_looking(solvers.dpmpp_sde), order=None, calls=2, source=K_DIFFUSION),
-    **{
-        f"{name} {order}{kind}": _log_snr(
-            _plain(build, order=order, algorithm=name),
-            order=2 if kind == "m" else order,  # 3m, too: see `dpm_multistep`
-            source=source,
-            end="first" if name == "dpm" else None,
-        )
-        for name, source in (("dpm", DPM), ("dpm++", DPM_PLUS))
-        for kind, build in (("m", solvers.dpm_multistep), ("s", solvers.dpm_singlestep))
-        for order in (2, 3)
-    },
-    "dpm++ 1": _log_snr(_plain(solvers.dpm_multistep, order=1), order=1, source=DPM_PLUS),
-    "dpm++ 3m exact": _log_snr(
-        _plain(solvers.dpm_multistep, order=3, published=False), order=3, source=DPM_PLUS
-    ),
-    "dpm++ 2m sde": _log_snr(_plain(_sde), order=None, source=DPM_PLUS),
-    "dpm++ 2m sde heun": _log_snr(_plain(_sde, correction="heun"), order=None, source=K_DIFFUSION),
-    "dpm++ 3m sde": _log_snr(
-        _plain(_sde, order=3, correction="heun", lower_order_final=False),
-        order=None,
-        source=K_DIFFUSION,
-    ),
-    "deis": _log_snr(_plain(solvers.deis), order=2, source=DEIS, end="first"),
-    "deis 3": _log_snr(_plain(solvers.deis, order=3), order=3, source=DEIS, end="first"),
-    **{
-        f"unipc{number}{kind}": _log_snr(
-            _plain(solvers.unipc, order=order, **options),
-            order=order + 1,
-            source=UNIPC,
-            end="first" if options else None,
-        )
-        for kind, options in (("", {}), (" bh1", {"variant": "bh1"}), (" eps", {"predict": "eps"}))
-        for number, order in ((" 1", 1), ("", 2), (" 3", 3))
-    },
-}
-"""The samplers by name."""
-
-ALIASES: dict[str, tuple[str, Spacing | None]] = {
-    "euler ancestral": ("euler a", None),
-    "k_euler": ("euler", "linspace"),
-    "k_euler_a": ("euler a", "linspace"),
-    "k_euler_ancestral": ("euler a", "linspace"),
-    "k_heun": ("heun", "linspace"),
-    "k_lms": ("lms", "linspace"),
-    "k_dpm_2": ("dpm2", "linspace"),
-    "k_dpm_2_a": ("dpm2 a", "linspace"),
-    "k_dpm_2_ancestral": ("dpm2 a", "linspace"),
-    "k_dpmpp_2m": ("dpm++ 2m", "linspace"),
-    **{
-        f"{name} karras": (name, "karras")
-        for name in ("euler", "heun", "lms", "dpm2", "dpm2 a", "dpm++ 2s a", "dpm++ sde")
-        + ("dpm++ 2m", "dpm++ 2m sde", "dpm++ 2s", "dpm++ 3m", "dpm++ 3m sde", "unipc")
-    },
-    "dpm++ 2m exponential": ("dpm++ 2m", "exponential"),
-    "dpm++ 2m sde exponential": ("dpm++ 2m sde", "exponential"),
-    "dpm++ 2m sde heun karras": ("dpm++ 2m sde heun", "karras"),
-    "dpm++ 3m sde exponential": ("dpm++ 3m sde", "exponential"),
-    "dpm++ 2m lu": ("dpm++ 2m", "log-snr"),
-}
-"""Names from other programs, in any case: the sampler and the spacing that they mean."""
-
-
-def find_sampler(name: str, spacing: str | None = None) -> tuple[Sampler, Spacing | None]:
-    """The sampler called `name`, and its spacing: that of the name, or the argument, or its own.
-
-    Raises:
-        ValueError: for an unknown name; the message lists the known ones. If the name says another
-            spacing than the argument.
-    """
-    key = name.lower()
-    if key in ALIASES:
-        key, own = ALIASES[key]
-        if own and spacing not in (None, own):
-            raise ValueError(f"{name!r} means the spacing {own!r}, not {spacing!r}: name one only")
-        spacing = own or spacing
-    if key not in SAMPLERS:
-        raise ValueError(
-            f"unknown sampler {name!r}: choose among {', '.join(SAMPLERS)}, or a name from other "
-            f"programs: {', '.join(ALIASES)}"
-        )
-    known = {word: word for word in get_args(Spacing)}
-    if spacing is not None and spacing not in known:
-        raise ValueError(f"unknown spacing {spacing!r}: choose among {', '.join(known)}")
-    sampler = SAMPLERS[key]
-    return sampler, known.get(spacing or "", sampler.spacing)
-
-
-def default_spacing(schedule: Schedule) -> Spacing:
-    """Stable Diffusion's "leading"; for `zero_snr`, whose last time it never visits, "trailing"."""
-    return "trailing" if schedule.zero_snr else "leading"
+__all__ = [
+    "ALIASES",
+    "SAMPLERS",
+    "Calls",
+    "Plan",
+    "Sampler",
+    "Start",
+    "default_spacing",
+    "find_sampler",
+    "make_plan",
+    "sampling_plan",
+    "table",
+]
 
 
 class Calls(NamedTuple):
@@ -242,16 +68,21 @@ class Plan(NamedTuple):
 
 
 Start = Literal["diffusers", "ldm"]
+"""How noisy the image of an image-to-image run is at first: as the first of the steps walked, or as
+the step before, which is how the original code of latent diffusion has it."""
+
+Lengths = int | np.integer | Sequence[int]
+"""Static lengths of a plan: one, or several, of which the first that is long enough is taken."""
 
 
 def sampling_plan(
     schedule: Schedule,
     steps: int | Times,
-    max_calls: int | Sequence[int] | None = None,
+    max_calls: Lengths | None = None,
     *,
     sampler: str = "ddim",
     spacing: str | None = None,
-    offset: int = 1,
+    offset: int | None = None,
     eta: float | Churn = 0.0,
     strength: float | None = None,
     start: Start = "diffusers",
@@ -263,37 +94,36 @@ def sampling_plan(
     Args:
         schedule: of training.
         steps: of the sampler; or their times, as `ldm_timesteps` and `openai_timesteps` give them.
-        max_calls: static length of the plan; of several, the first that is long enough; None is
-            no longer than it must be.
+        max_calls: see `Lengths`; None is no longer than it must be.
         sampler: a name in `SAMPLERS` or `ALIASES`; some call the network twice a step.
         spacing: see `sdjax.diffusion.times.Spacing`; None is what the name says, or else
             `default_spacing`.
-        offset: of "leading" times, see `visited`.
+        offset: of "leading" times, see `visited`; None is Stable Diffusion's, 1.
         eta: noise of the samplers that take it, 0 (none) to 1; or all about their `Churn`.
         strength: None begins with noise; a number in (0, 1] with an image with noise, and walks
             the last int(strength steps) of the steps.
-        start: how noisy that image is: "diffusers" as the first of the steps walked, "ldm" as the
-            one before, as the original code of latent diffusion has it.
+        start: how noisy that image is: see `Start`.
         end: see `visited`. None is "first" for "leading" times of the convention "ddim" that do
             not come to 0, which is how Stable Diffusion was published; else "data".
         limits: see `Limits`; None is what the sampler was published with.
 
     Raises:
-        ValueError: for unknown names, or numbers out of range.
+        ValueError: for unknown names, numbers out of range, or what would do nothing in this run.
     """
-    chosen, found = find_sampler(sampler, spacing)
-    spacing = found or default_spacing(schedule)
-    _check_eta(chosen, sampler, eta)
     for word, known in ((start, get_args(Start)), (end, (None, *get_args(End)))):
         if word not in known:
             raise ValueError(f"{word!r} is unknown: choose {' or '.join(filter(None, known))}")
-    if chosen.end and end not in (None, chosen.end):
-        raise ValueError(f"{sampler} must end at {chosen.end!r}, not at {end!r}: leave end out")
-    if end is None:
-        as_published = (chosen.convention, spacing) == ("ddim", "leading")
-        end = chosen.end or ("first" if chosen.inverse else None if as_published else "data")
+    chosen, spacing = _chosen(schedule, steps, sampler, spacing, offset)
+    _check_eta(chosen, sampler, eta)
+    check_limits(limits := limits or chosen.limits)
     levels = visited(
-        schedule, steps, spacing, chosen.convention, offset=offset, end=end, exact=chosen.exact
+        schedule,
+        steps,
+        spacing,
+        chosen.convention,
+        offset=1 if offset is None else offset,
+        end=_end(chosen, sampler, spacing, end),
+        exact=chosen.exact,
     )
     first = _first_step(len(levels) - 1, strength)
     calls = chosen.build(levels[first:], Levels(schedule), eta)
@@ -302,24 +132,65 @@ def sampling_plan(
             f"{sampler} would ask for the noise where there is none, of which x0 says nothing: "
             "take end 'first'"
         )
-    begin = calls[0].level
+    before = levels[max(first - 1, 0)] if start == "ldm" else calls[0].level
+    mixed = _mixed(chosen, spacing, before, strength, start)
+    return make_plan(calls, len(calls) if max_calls is None else max_calls, mixed, limits)
+
+
+def _chosen(
+    schedule: Schedule, steps: int | Times, name: str, spacing: str | None, offset: int | None
+) -> tuple[Sampler, Spacing]:
+    """The sampler, and how its steps are spaced."""
+    chosen, found = find_sampler(name, spacing)
+    by_hand = np.iterable(steps)
+    if by_hand and (spacing or found != chosen.spacing):
+        raise ValueError(f"spacing {found!r} does nothing beside times by hand: leave one out")
+    found = found or default_spacing(schedule)
+    if offset is not None and (by_hand or found != "leading"):
+        beside = "times by hand" if by_hand else f"the spacing {found!r}"
+        raise ValueError(f"offset {offset} is added to 'leading' times, not to {beside}")
+    return chosen, found
+
+
+def _end(chosen: Sampler, name: str, spacing: Spacing, end: End | None) -> End | None:
+    """Where the run ends; None: see `visited`."""
+    if chosen.end and end not in (None, chosen.end):
+        raise ValueError(f"{name} must end at {chosen.end!r}, not at {end!r}: leave end out")
+    if end or chosen.end:
+        return end or chosen.end
     if chosen.inverse:
-        mixed = (1.0, 0.0)
-    elif strength is None:
-        # The family of k-diffusion starts from noise of the first level's own size.
-        own = chosen.convention == "sigma" and spacing != "leading"
-        mixed = (0.0, begin.sigma if own else 1.0)
-    else:
-        begin = levels[max(first - 1, 0)] if start == "ldm" else begin
-        mixed = (begin.alpha, begin.sigma)
-    return make_plan(calls, max_calls or len(calls), mixed, limits or chosen.limits)
+        return "first"
+    return None if (chosen.convention, spacing) == ("ddim", "leading") else "data"
+
+
+def _mixed(
+    chosen: Sampler, spacing: Spacing, begin: Level, strength: float | None, start: Start
+) -> tuple[float, float]:
+    """How much of the image, and how much noise, a run begins with."""
+    if start != "diffusers" and (strength is None or chosen.inverse):
+        raise ValueError(
+            f"start {start!r} says how noisy an image is at first: this run begins with "
+            f"{'one without noise' if chosen.inverse else 'noise alone, as no strength is given'}"
+        )
+    if chosen.inverse:
+        return 1.0, 0.0
+    if strength is not None:
+        return begin.alpha, begin.sigma
+    # The family of k-diffusion starts from noise of the first level's own size.
+    own = chosen.convention == "sigma" and spacing != "leading"
+    return 0.0, begin.sigma if own else 1.0
 
 
 def _check_eta(chosen: Sampler, name: str, eta: float | Churn) -> None:
     churned = isinstance(eta, Churn)
-    if churned and not (chosen.eta == CHURN and 0 <= eta.gamma <= MOST_CHURN):
+    if churned and chosen.eta != CHURN:
+        raise ValueError(f"{name} cannot take {eta}: it is for euler and heun")
+    if churned and not (
+        0 <= eta.gamma <= MOST_CHURN and 0 <= eta.least <= eta.most and eta.noise >= 0
+    ):
         raise ValueError(
-            f"{name} cannot take {eta}: it is for euler and heun, with gamma from 0 to {MOST_CHURN}"
+            f"{name} cannot take {eta}: gamma is from 0 to {MOST_CHURN}, least from 0 to most, and "
+            "noise at least 0"
         )
     if not churned and not 0 <= eta <= 1:
         raise ValueError(f"eta must be between 0 and 1, got {eta}")
@@ -341,19 +212,20 @@ def _first_step(steps: int, strength: float | None) -> int:
 
 def make_plan(
     calls: Sequence[Call],
-    max_calls: int | Sequence[int],
+    max_calls: Lengths,
     start: tuple[float, float],
     limits: Limits = NO_LIMITS,
 ) -> Plan:
-    """Calls as arrays, padded to `max_calls`; of several lengths, to the first that holds them.
+    """Calls as arrays, padded to `max_calls`, see `Lengths`.
 
     Raises:
         ValueError: if there are more calls.
     """
-    lengths = [max_calls] if isinstance(max_calls, int) else max_calls
+    lengths = max_calls if isinstance(max_calls, Sequence) else [max_calls]
+    most = max(lengths, default=0)
     length = next((length for length in lengths if len(calls) <= length), None)
     if length is None:
-        raise ValueError(f"{len(calls)} calls of the network do not fit into {lengths[-1]}")
+        raise ValueError(f"{len(calls)} calls of the network do not fit into {most}")
     pad = length - len(calls)
 
     def padded(values: object, filler: float) -> Array:
@@ -373,16 +245,3 @@ def make_plan(
     )
     start_and_limits = jax.tree.map(jnp.float32, (np.array(start), limits))
     return Plan(padded_calls, *start_and_limits)
-
-
-def table() -> str:
-    """The samplers as a table in Markdown: README.md holds it."""
-    lines = [
-        "| sampler | order | calls per step | of N steps | eta | source |",
-        "|---|---|---|---|---|---|",
-    ]
-    for name, one in SAMPLERS.items():
-        order = "stochastic" if one.order is None else one.order
-        cells = (name, order, one.calls, one.of_steps, one.eta, one.source)
-        lines.append(f"| {' | '.join(map(str, cells))} |")
-    return "\n".join(lines)

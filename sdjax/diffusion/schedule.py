@@ -22,7 +22,7 @@ def betas(schedule: Schedule) -> np.ndarray:
 
 
 def alpha_bars(schedule: Schedule) -> np.ndarray:
-    """ab_t = prod_{s <= t} (1 - beta_s): float64 [train_steps], decreasing, in (0, 1).
+    """ab_t = prod_{s <= t} (1 - beta_s): float64 [train_steps], decreasing, below 1.
 
     With `schedule.zero_snr` the roots are shifted and stretched so that the last is 0, too, and the
     first stays (Lin et al. 2023, arXiv 2305.08891, algorithm 1).

@@ -6,9 +6,10 @@ time 0 is the least noisy.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +21,7 @@ Spacing = Literal["leading", "trailing", "linspace", "karras", "exponential", "l
 """Of times: "leading" multiples of T / N, "trailing" the same counted from the end, "linspace" both
 ends included. Of noise levels, between the schedule's own ends: "karras" (arXiv 2206.00364,
 equation 5), "exponential" and "log-snr", both even in log(sigma / alpha), which differ in how they
-round times."""
+round times. Elsewhere "linspace" is also called uniform, and "log-snr" log-linear."""
 
 End = Literal["data", "first"]
 """Without noise, or at the schedule's time 0, its least noisy."""
@@ -46,8 +47,8 @@ class Levels:
 
     Args:
         schedule: of training.
-        exact: a schedule whose last time has no signal keeps it so; else the least positive
-            alpha-bar stands there, because most samplers divide by alpha.
+        exact: a schedule whose last time has no signal keeps it so; else `LEAST_ALPHA_BAR`
+            stands there, because most samplers divide by alpha.
     """
 
     def __init__(self, schedule: Schedule, exact: bool = False) -> None:
@@ -84,6 +85,12 @@ def of_spread(spread: float, time: float | int) -> Level:
     return Level(time, alpha, spread * alpha)
 
 
+def check_whole(name: str, value: Any) -> None:
+    """Refuse what is no whole number."""
+    if not isinstance(value, (int, np.integer)):
+        raise ValueError(f"{name} must be a whole number, got {value!r}")
+
+
 def visited(
     schedule: Schedule,
     steps: int | Times,
@@ -110,6 +117,9 @@ def visited(
         ValueError: if `steps` or `offset` is out of range.
     """
     levels = Levels(schedule, exact)
+    check_whole("offset", offset)
+    if not np.iterable(steps):
+        check_whole("steps", steps)
     if not isinstance(steps, (int, np.integer)):
         found = [levels.at_time(float(time)) for time in sorted(steps, reverse=True)]
         if len({level.timestep for level in found}) != len(steps):
@@ -182,7 +192,14 @@ def ldm_timesteps(train_steps: int, steps: int, kind: Literal["uniform", "quad"]
     """Times of the original latent-diffusion code, increasing.
 
     "uniform" may give more times than asked for: 31 for 30 of 1000.
+
+    Raises:
+        ValueError: for an unknown kind, or if `steps` is out of range.
     """
+    if kind not in ("uniform", "quad"):
+        raise ValueError(f"unknown kind of times {kind!r}: choose uniform or quad")
+    if not 1 <= steps <= train_steps:
+        raise ValueError(f"steps must be between 1 and {train_steps}, got {steps}")
     if kind == "uniform":
         return np.arange(0, train_steps, train_steps // steps) + 1
     return np.floor(np.linspace(0, math.sqrt(0.8 * train_steps), steps) ** 2).astype(int) + 1
@@ -197,20 +214,27 @@ def openai_timesteps(train_steps: int, sections: str | Sequence[int]) -> np.ndar
             for N times at a whole stride; "fast27" for GLIDE's own choice of 27.
 
     Raises:
-        ValueError: if a section is too short, or no whole stride gives N times.
+        ValueError: if a section is too short, no whole stride gives N times, or the words are
+            others.
     """
     if isinstance(sections, str):
+        if not re.fullmatch(r"ddim\d+|fast27|\d+(,\d+)*", sections):
+            raise ValueError(
+                f"unknown sections {sections!r}: write such as '10,15,20', 'ddim50' or 'fast27'"
+            )
         if sections.startswith("ddim"):
             return _whole_stride(train_steps, int(sections[4:]))
         if sections == "fast27":
             times = openai_timesteps(train_steps, "10,10,3,2,2")
             return np.append(times[:-1], train_steps - 3)
         sections = [int(count) for count in sections.split(",")]
+    if not sections:
+        raise ValueError("no sections: give the number of steps of at least one")
     size, longer = divmod(train_steps, len(sections))
     times, start = [], 0
     for i, count in enumerate(sections):
         length = size + (i < longer)
-        if length < count:
+        if not 0 <= count <= length:
             raise ValueError(f"a section of {length} times cannot have {count} steps")
         stride = 1 if count <= 1 else (length - 1) / (count - 1)
         position = 0.0

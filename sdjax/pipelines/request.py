@@ -18,7 +18,7 @@ from sdjax.diffusion.samplers import (
     find_sampler,
     sampling_plan,
 )
-from sdjax.diffusion.times import Spacing
+from sdjax.diffusion.times import Spacing, check_whole
 from sdjax.image.preprocess import to_picture
 
 CALL_LIMITS = (100, 500, 2000)
@@ -55,7 +55,7 @@ class Request:
     size: tuple[int, int]  # height and width in pixels
     sampler: str
     spacing: Spacing
-    offset: int
+    offset: int | None  # None: the times are not "leading"
     eta: float
     image: Image.Image | None
     strength: float | None  # None: no image
@@ -148,7 +148,7 @@ class Request:
             "height": self.size[0],
             "model": self.model,
         }
-        if self.spacing == "leading":
+        if self.offset is not None:
             settings["offset"] = self.offset
         if (pixels := self.pixels) is not None:
             settings |= {"strength": self.strength, "start": self.start}
@@ -173,9 +173,9 @@ class Request:
             raise ValueError("the prompt is empty: say what the picture should show")
         whole = [("n", self.n), ("steps", self.steps)]
         whole += [("height", self.size[0]), ("width", self.size[1])]
+        whole += [("offset", 0 if self.offset is None else self.offset)]
         for name, value in [*whole, *(("seed", seed) for seed in self.first_seeds)]:
-            if not isinstance(value, (int, np.integer)):
-                raise ValueError(f"{name} must be a whole number, got {value!r}")
+            check_whole(name, value)
         if self.n < 1:
             raise ValueError(f"n, the number of images, must be at least 1, got {self.n}")
         if len(self.first_seeds) != len(self.prompts):
@@ -242,6 +242,9 @@ def complete(
         strength = 1.0 if chosen.inverse else STRENGTH
     if size is None:
         size = (picture.height, picture.width) if picture else config.image_size
+    spacing = named or defaults.spacing or default_spacing(config.schedule)
+    if offset is None and spacing == "leading":
+        offset = defaults.offset
     seeds = seed.tolist() if isinstance(seed, np.ndarray) else seed
     return Request(
         model=model,
@@ -252,8 +255,8 @@ def complete(
         steps=defaults.steps if steps is None else steps,
         guidance=defaults.guidance if guidance is None else guidance,
         sampler=sampler,
-        spacing=named or defaults.spacing or default_spacing(config.schedule),
-        offset=defaults.offset if offset is None else offset,
+        spacing=spacing,
+        offset=offset,
         image=picture,
         strength=strength,
         **others,

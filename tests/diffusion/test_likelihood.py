@@ -1,3 +1,6 @@
+import inspect
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,3 +190,11 @@ def test_bad_input_is_refused():
         likelihood_path(SCHEDULE, 0)
     with pytest.raises(ValueError, match="least noise 20"):
         likelihood_path(SCHEDULE, 5, least=20.0)
+    with pytest.raises(ValueError, match="the least noise must be above 0, got 0.0"):
+        likelihood_path(SCHEDULE, 5, least=0.0)
+    path, x, keys = likelihood_path(SCHEDULE, 5), jnp.zeros((1, *SHAPE)), image_keys(jnp.arange(1))
+    estimate = partial(inspect.unwrap(log_likelihood), None, path, x, prediction="v", keys=keys)
+    with pytest.raises(ValueError, match="unknown noise 'uniform': choose rademacher or gaussian"):
+        estimate(noise="uniform")
+    with pytest.raises(ValueError, match="probes must be at least 1, got 0"):
+        estimate(probes=0)

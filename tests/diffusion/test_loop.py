@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdjax.diffusion.guidance import guide_doubled
-from sdjax.diffusion.limits import Limits
+from sdjax.diffusion.limits import Limits, limit
 from sdjax.diffusion.loop import (
     begin,
     begin_state,
@@ -239,11 +239,11 @@ def test_learned_variance_that_the_network_does_not_say_is_refused():
 
 
 @jax.jit
-def x0_run(plan, x, keys, most):
-    """A network that predicts x0, of which values beyond `most` are cut off."""
+def x0_run(plan, x, keys, kept):
+    """A network that predicts x0, and keeps the limits `kept` itself."""
 
     def denoise(x, t):
-        return jnp.clip(2 * network(WEIGHT, x, t), -most, most)
+        return limit(2 * network(WEIGHT, x, t), kept)
 
     return sample(denoise, plan, x, keys, prediction="x0")[0]
 
@@ -252,10 +252,16 @@ def x0_run(plan, x, keys, most):
 def test_limits_reach_every_sampler_as_if_the_network_kept_them(name):
     # Those that walk along eps alone, too.
     x, keys = start([0, 1])
-    free, limited = (plan_of(5, 16, name, limits=Limits(clip)) for clip in (jnp.inf, 0.4))
-    found, wanted = x0_run(limited, x, keys, jnp.inf), x0_run(free, x, keys, 0.4)
+    none, clip, threshold = Limits(jnp.inf), Limits(0.4), Limits(quantile=0.8, most=1.5)
+    free, thresholded, limited = (
+        plan_of(5, 16, name, limits=one) for one in (none, threshold, clip)
+    )
+    wanted = x0_run(free, x, keys, threshold)
+    np.testing.assert_allclose(x0_run(thresholded, x, keys, none), wanted, atol=2e-4)
+    assert np.abs(x0_run(free, x, keys, none) - wanted).max() > 0.1
+    found, wanted = x0_run(limited, x, keys, none), x0_run(free, x, keys, clip)
     np.testing.assert_allclose(found, wanted, atol=2e-4)
-    assert np.abs(x0_run(free, x, keys, jnp.inf) - wanted).max() > 0.1
+    assert np.abs(x0_run(free, x, keys, none) - wanted).max() > 0.1
     # The last step of these leads to the last x0 itself.
     sampler = SAMPLERS[name]
     if not (sampler.end == "first" or sampler.inverse or name in ("lms", "plms", "pndm")):

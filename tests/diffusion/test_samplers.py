@@ -56,7 +56,22 @@ def test_aliases_mean_samplers_in_any_case():
         ({"sampler": "dpm 2m", "end": "data"}, "dpm 2m must end at 'first', not at 'data'"),
         ({"sampler": "ddpm", "end": "first"}, "ddpm must end at 'data', not at 'first'"),
         ({"sampler": "lms", "eta": Churn(0.1)}, "lms cannot take Churn.*for euler and heun"),
-        ({"sampler": "heun", "eta": Churn(0.5)}, "heun cannot take .*gamma from 0 to 0.41"),
+        ({"sampler": "heun", "eta": Churn(0.5)}, "heun cannot take .*gamma is from 0 to 0.41"),
+        ({"sampler": "heun", "eta": Churn(0.1, noise=-1)}, "heun cannot take .*noise at least 0"),
+        ({"sampler": "heun", "eta": Churn(0.1, least=2, most=1)}, "heun cannot .*from 0 to most"),
+        ({"limits": Limits(-1.0)}, "limits: clip must be above 0, got -1.0"),
+        ({"limits": Limits(quantile=2.0)}, "quantile must be above 0, at most 1, got 2.0"),
+        ({"limits": Limits(most=0.5)}, "most must be at least 1, got 0.5"),
+        ({"limits": Limits(agree=-0.1)}, "agree must be between 0 and 1, got -0.1"),
+        ({"offset": 1, "spacing": "trailing"}, "offset 1 is added .*, not to the spacing 'trail"),
+        ({"offset": 1, "steps": [500, 1]}, "offset 1 is added .*, not to times by hand"),
+        ({"spacing": "karras", "steps": [500, 1]}, "'karras' does nothing beside times by hand"),
+        ({"sampler": "lms karras", "steps": [500, 1]}, "does nothing beside times by hand"),
+        ({"start": "ldm"}, "start 'ldm' .* begins with noise alone, as no strength is given"),
+        (
+            {"start": "ldm", "strength": 0.5, "sampler": "ddim inverse"},
+            "start 'ldm' .* begins with one without noise",
+        ),
         ({"offset": -1}, "offset must be between 0 and 99 for 10 steps, got -1"),
         ({"offset": 100}, "offset must be between 0 and 99 for 10 steps, got 100"),
         ({"steps": []}, "no step is left"),
@@ -66,6 +81,8 @@ def test_aliases_mean_samplers_in_any_case():
         ({"eta": 1.5}, "eta must be between 0 and 1, got 1.5"),
         ({"strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
         ({"strength": 0.05}, "strength 0.05 leaves none of 10 steps"),
+        ({"max_calls": 0}, "10 calls of the network do not fit into 0"),
+        ({"max_calls": np.int64(9)}, "10 calls of the network do not fit into 9"),
         ({"max_calls": 9}, "10 calls of the network do not fit into 9"),
         ({"max_calls": (4, 9)}, "10 calls of the network do not fit into 9"),
     ],
@@ -81,6 +98,15 @@ def test_unknown_words_are_refused():
         unchecked(SD_SCHEDULE, 10, end="noise")
     with pytest.raises(ValueError, match="'sd' is unknown: choose diffusers or ldm"):
         unchecked(SD_SCHEDULE, 10, start="sd")
+    with pytest.raises(ValueError, match="unknown kind of times 'quadratic': .*uniform or quad"):
+        inspect.unwrap(ldm_timesteps)(1000, 10, "quadratic")
+
+
+def test_fractions_of_steps_are_refused():
+    unchecked = inspect.unwrap(visited)
+    for name, numbers in (("steps", (10.0, 1)), ("offset", (10, 1.5))):
+        with pytest.raises(ValueError, match=f"{name} must be a whole number, got 1"):
+            unchecked(SD_SCHEDULE, numbers[0], "leading", "ddim", offset=numbers[1])
 
 
 # Times
@@ -141,8 +167,18 @@ def test_spacings_of_noise_levels(spacing):
 def test_impossible_sections_are_refused():
     with pytest.raises(ValueError, match="a section of 3 times cannot have 4 steps"):
         openai_timesteps(6, [4, 1])
+    with pytest.raises(ValueError, match="a section of 50 times cannot have -3 steps"):
+        openai_timesteps(100, [-3, 5])
     with pytest.raises(ValueError, match="no whole stride visits 37 of 100 times"):
         openai_timesteps(100, "ddim37")
+    with pytest.raises(ValueError, match="no sections"):
+        openai_timesteps(100, [])
+    for words in ("ddim", "10,,5", "fast", ""):
+        with pytest.raises(ValueError, match=f"unknown sections '{words}': write such as"):
+            openai_timesteps(100, words)
+    for steps in (0, 2000):
+        with pytest.raises(ValueError, match=f"steps must be between 1 and 1000, got {steps}"):
+            ldm_timesteps(1000, steps, "uniform")
 
 
 def test_times_by_hand_make_a_plan():

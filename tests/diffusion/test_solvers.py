@@ -1,11 +1,8 @@
-"""Every sampler against what is known: recorded runs, orders, mean and covariance."""
+"""Every sampler against what is known of its steps: recorded runs and published formulas."""
 
 import math
 from collections import Counter
-from typing import get_args
 
-import jax
-import jax.numpy as jnp
 import mixture
 import numpy as np
 import pytest
@@ -18,16 +15,13 @@ from golden_samplers import (
     openai_trajectory,
     rtol_of,
 )
+from mixture import EVEN, even
 
 from sdjax.diffusion import solvers
-from sdjax.diffusion.limits import NO_LIMITS
-from sdjax.diffusion.loop import begin, image_keys, initial_noise, sample
-from sdjax.diffusion.samplers import SAMPLERS, Plan, sampling_plan
-from sdjax.diffusion.solvers import Call, Churn, Level
+from sdjax.diffusion.samplers import SAMPLERS
+from sdjax.diffusion.solvers import Churn, Level
 from sdjax.diffusion.solvers.exponential import singlestep_orders
 from sdjax.diffusion.solvers.maps import EPS, NOISE, X0, X, lagrange
-from sdjax.diffusion.times import END, End, Levels, Spacing, of_spread, visited
-from sdjax.presets import SD_SCHEDULE
 
 # Recorded runs
 
@@ -54,173 +48,6 @@ def test_original_code_is_followed(file, replay):
     for case in golden(f"{file}_trajectories")["cases"]:
         for name, found in replay(case).items():
             np.testing.assert_allclose(found, case[name], rtol=RTOL, atol=ATOL, err_msg=case["id"])
-
-
-# Orders of convergence, on a mixture of Gaussians whose ODE is solved exactly
-
-MOST, LEAST = 3.0, 0.1
-"""Sigma / alpha at both ends."""
-
-
-class Even(Levels):
-    """Levels by a time from 0 to 1 that is even in log(sigma / alpha)."""
-
-    def __init__(self):
-        pass
-
-    def at_time(self, time):
-        return of_spread(float(MOST ** (1 - time) * LEAST**time), float(time))
-
-    def at_spread(self, spread):
-        return of_spread(float(spread), 0.0)
-
-
-EVEN = Even()
-
-
-def graded(steps: int) -> list[Level]:
-    """Even steps of 1 / steps; at both ends ever shorter ones, down to 1 / steps^2.
-
-    Multistep samplers begin, and some end, with steps of lower order: here these count for nothing.
-    """
-    short = 2.0 ** -np.arange(round(math.log2(steps)), 0, -1)
-    sizes = np.concatenate([short, np.ones(steps - 2), short[::-1]])
-    times = np.append(0, np.cumsum(sizes)) / sizes.sum()
-    return [EVEN.at_time(time) for time in times]
-
-
-def even(steps: int) -> list[Level]:
-    return [EVEN.at_time(k / steps) for k in range(steps + 1)]
-
-
-def error(build, levels: list[Level]) -> float:
-    """The largest, of points over the whole range."""
-    x = np.linspace(-2, 2, 9)
-    calls = build(levels)
-    first, last = levels[0], levels[-1]
-    if calls[0].level.sigma == last.sigma:  # the inverse
-        first, last = last, first
-    wanted = mixture.carried(x, first, last)
-    return np.abs(mixture.run(calls, x) - wanted).max()
-
-
-def slopes(build, levels, counts) -> list[float]:
-    errors = [error(build, levels(count)) for count in counts]
-    return [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
-
-
-DETERMINISTIC = [name for name, sampler in SAMPLERS.items() if sampler.order is not None]
-EVEN_ONLY = ("plms", "pndm")  # their weights are those of even steps
-
-
-@pytest.mark.parametrize("name", DETERMINISTIC)
-def test_a_sampler_has_its_order(name):
-    sampler = SAMPLERS[name]
-
-    def build(levels):
-        if name == "pndm":
-            middles = [EVEN.at_time((k + 0.5) / (len(levels) - 1)) for k in range(3)]
-            return solvers.pndm(levels, middles)
-        return sampler.build(levels, EVEN, 0.0)
-
-    levels = even if name in EVEN_ONLY else graded
-    most = name.startswith("unipc 3")
-    counts = (16, 32, 64) if most else (64, 128, 256)  # then rounding counts
-    found = slopes(build, levels, counts)
-    if most:
-        assert min(found) > sampler.order
-    else:
-        assert found == pytest.approx([sampler.order] * 2, abs=0.25)
-
-
-def test_a_third_order_is_third_with_the_whole_second_difference():
-    for algorithm in ("dpm++", "dpm"):
-        for published, order in ((True, 2), (False, 3)):
-            found = slopes(
-                lambda levels, a=algorithm, p=published: solvers.dpm_multistep(
-                    levels, 3, a, published=p
-                ),
-                graded,
-                (64, 128, 256),
-            )
-            assert found == pytest.approx([order] * 2, abs=0.25)
-
-
-@pytest.mark.parametrize("correction", ["midpoint", "heun"])
-@pytest.mark.parametrize("algorithm", ["dpm++", "dpm"])
-def test_both_corrections_have_order_two(algorithm, correction):
-    found = slopes(
-        lambda levels: solvers.dpm_multistep(levels, 2, algorithm, correction=correction),
-        even,
-        (64, 128, 256),
-    )
-    assert found == pytest.approx([2, 2], abs=0.15)
-
-
-@pytest.mark.parametrize("variant", ["bh1", "bh2"])
-@pytest.mark.parametrize("predict", ["x0", "eps"])
-@pytest.mark.parametrize("order", [1, 2])
-def test_unipc_gains_an_order_by_correction(order, predict, variant):
-    found = slopes(
-        lambda levels: solvers.unipc(levels, order, variant=variant, predict=predict),
-        graded,
-        (64, 128, 256),
-    )
-    assert found == pytest.approx([order + 1] * 2, abs=0.15)
-
-
-# Mean and covariance of samplers that draw noise
-
-STOCHASTIC = {
-    **{name: {} for name, sampler in SAMPLERS.items() if sampler.order is None},
-    "ddim": {"eta": 1.0},
-    "euler": {"eta": 0.3},
-    "heun": {"eta": 0.3},
-}
-LOG_SPREAD = jnp.asarray(Levels(SD_SCHEDULE).log_spread, jnp.float32)
-
-
-@jax.jit
-def drawn(plan, keys):
-    def best(x, timesteps):
-        spread = jnp.exp(jnp.interp(timesteps[0], jnp.arange(1000.0), LOG_SPREAD))
-        return mixture.best_eps_2d(x, spread)
-
-    x = begin(plan, initial_noise(keys, (1, 1, 2)))
-    return sample(best, plan, x, keys, prediction="eps")[0]
-
-
-@jax.jit
-def drawn_learned(plan, keys):
-    def best(x, timesteps):
-        spread = jnp.exp(jnp.interp(timesteps[0], jnp.arange(1000.0), LOG_SPREAD))
-        half_way = jnp.zeros_like(x)  # between the ends of the variance
-        return jnp.concatenate([mixture.best_eps_2d(x, spread), half_way], -1)
-
-    x = begin(plan, initial_noise(keys, (1, 1, 2)))
-    return sample(best, plan, x, keys, prediction="eps")[0]
-
-
-@pytest.mark.parametrize("name", STOCHASTIC)
-def test_a_stochastic_sampler_draws_the_right_mean_and_covariance(name):
-    sampler = SAMPLERS[name]
-    steps = 200 // sampler.calls
-    spacing = "trailing" if sampler.convention == "ddim" else "linspace"
-    plan = sampling_plan(
-        SD_SCHEDULE,
-        steps,
-        200,
-        sampler=name,
-        spacing=spacing,
-        end="data",
-        limits=NO_LIMITS,
-        **STOCHASTIC[name],
-    )
-    draw = drawn_learned if sampler.learned else drawn
-    points = np.asarray(draw(plan, image_keys(jnp.arange(8192))))[:, 0, 0]
-    mean, covariance = mixture.moments()
-    np.testing.assert_allclose(points.mean(0), mean, atol=0.03)
-    np.testing.assert_allclose(np.cov(points.T), covariance, atol=0.03)
 
 
 # Formulas
@@ -432,79 +259,3 @@ def test_orders_of_single_steps():
 def test_lagrange_by_hand():
     polynomial = lagrange([0.0, -1.0, -3.0], 1)
     assert [polynomial(node) for node in (0.0, -1.0, -3.0)] == pytest.approx([0, 1, 0])
-
-
-# Every sampler with every spacing
-
-X0_SAID, EPS_SAID, NOISE_DRAWN = 0.7, 1.3, 0.5
-
-
-def certain(calls: list[Call]) -> float:
-    """The last x, if the network says one x0 all the time and the start is X0_SAID, EPS_SAID."""
-    level = calls[0].level
-    column = np.zeros(solvers.SLOTS)
-    column[0] = level.alpha * X0_SAID + level.sigma * EPS_SAID
-    for call in calls:
-        eps = EPS_SAID  # PNDM looks at an end without noise, too
-        if call.level.sigma:
-            eps = (column[0] - call.level.alpha * X0_SAID) / call.level.sigma
-        column = call.state @ [*column, X0_SAID, eps, NOISE_DRAWN]
-    return column[0]
-
-
-def as_calls(plan: Plan) -> list[Call]:
-    """What the loop sees."""
-    columns = (np.asarray(values, np.float64) for values in plan.calls[:4])
-    rows = zip(*columns, strict=True)
-    return [Call(Level(t, alpha, sigma), matrix) for t, alpha, sigma, matrix in rows]
-
-
-def lands(name: str, steps: int, spacing: str, end: End | None) -> None:
-    """The run is finite, has as many calls as it should, and ends where it says."""
-    sampler, case = SAMPLERS[name], f"{name}, {spacing}, {steps} steps, end {end}"
-    plan = sampling_plan(SD_SCHEDULE, steps, sampler=name, spacing=spacing, end=end)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(plan.calls)), case
-    like_sd = sampler.convention == "ddim" and spacing == "leading"
-    end = end or sampler.end or ("first" if sampler.inverse or like_sd else "data")
-    levels = visited(SD_SCHEDULE, steps, spacing, sampler.convention, end="data")
-    at_zero = math.isclose(levels[-2].sigma, FIRST.sigma)
-    made = steps - (end == "first" and at_zero)
-    warm_up = {"plms": int(made > 1), "pndm": 3 * min(made, 3)}.get(name, 0)
-    euler = int(sampler.calls == 2 and end == "data")  # of one call, the last step
-    assert plan.count == made * sampler.calls + warm_up - euler, case
-    last = END if end == "data" else FIRST
-    if sampler.inverse:
-        last = levels[0]
-    found, away = certain(as_calls(plan)), last.alpha * X0_SAID
-    loose = 20 if name == "pndm" else 1  # long Runge-Kutta steps magnify the rounding of the plan
-    if not last.sigma:
-        assert found == pytest.approx(X0_SAID, abs=1e-4 * loose), case
-    elif sampler.order is None:
-        assert 0.3 < (found - away) / last.sigma < 2, case
-    else:
-        assert (found - away) / last.sigma == pytest.approx(EPS_SAID, abs=0.01 * loose), case
-
-
-FIRST = Levels(SD_SCHEDULE).at_time(0)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("spacing", get_args(Spacing))
-def test_every_sampler_ends_where_it_says_with_every_spacing(name, spacing):
-    sampler = SAMPLERS[name]
-    for steps in (1, 2, 3, 8):
-        for end in (None, "first", "data"):
-            if sampler.end not in (None, end) and end or (sampler.inverse and end == "data"):
-                continue
-            if steps == 1 and spacing == "linspace" and sampler.convention != "multistep":
-                if end == "first" or sampler.inverse:  # one step that would begin at time 0
-                    with pytest.raises(ValueError, match="no step is left"):
-                        sampling_plan(SD_SCHEDULE, 1, sampler=name, spacing=spacing, end=end)
-                    continue
-            lands(name, steps, spacing, end)
-
-
-@pytest.mark.parametrize("name", [name for name, one in SAMPLERS.items() if one.end == "first"])
-def test_so_many_trailing_steps_that_the_last_begins_where_the_run_ends(name):
-    for steps in (666, 667):
-        lands(name, steps, "trailing", None)

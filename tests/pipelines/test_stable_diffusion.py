@@ -1,7 +1,5 @@
-"""The pipeline on tiny random networks: seeds, compilations, checks, recipes and files."""
+"""The pipeline on tiny random networks: seeds, compilations, checks."""
 
-import hashlib
-import io
 from dataclasses import replace
 
 import jax
@@ -11,6 +9,7 @@ import pytest
 import tiny_models as tiny
 import tiny_pipeline
 from PIL import Image
+from tiny_pipeline import CAT, DOG, PICTURE, assert_same, pixels
 
 from sdjax.config import Schedule
 from sdjax.diffusion.loop import begin, image_keys, initial_noise
@@ -18,23 +17,9 @@ from sdjax.diffusion.samplers import sampling_plan
 from sdjax.diffusion.solvers import SLOTS
 from sdjax.image.preprocess import to_float
 from sdjax.pipelines import stages
-from sdjax.pipelines.images import RECIPE, Images, read_recipe, save_png
-from sdjax.pipelines.request import Request
+from sdjax.pipelines.images import RECIPE, Images
+from sdjax.pipelines.request import Request, complete
 from sdjax.text.clip_text import TextOutput
-
-PICTURE = np.random.default_rng(0).integers(0, 256, (8, 8, 3), np.uint8)
-CAT, DOG = "a red cat, noto style", "a green dog, flat style"
-
-
-@pytest.fixture(scope="session")
-def pipe():
-    return tiny_pipeline.make_pipeline()
-
-
-@pytest.fixture(scope="session")
-def four(pipe):
-    """Two images of each of two prompts: every other test draws fewer, and compares."""
-    return pipe([CAT, DOG], n=2, seed=7)
 
 
 @pytest.fixture
@@ -49,16 +34,6 @@ def compilations():
     jax.monitoring.register_event_duration_secs_listener(listen)
     yield found
     jax.monitoring.unregister_event_duration_listener(listen)
-
-
-def pixels(images):
-    return np.stack([np.asarray(image) for image in images]).astype(int)
-
-
-def assert_same(found, wanted):
-    """Equal, but for a rounding that another batch size may tip over."""
-    difference = np.abs(pixels(found) - pixels(wanted))
-    assert difference.max() <= 1 and difference.mean() < 0.01
 
 
 # What is drawn
@@ -316,7 +291,7 @@ def test_the_final_image_has_gradients_for_noise_and_guidance(pipe):
     slope = (loss(x + h * away, guidance) - loss(x - h * away, guidance)) / (2 * h)
     assert jnp.vdot(by_x, away).item() == pytest.approx(slope.item(), rel=2e-2)
     slope = (loss(x, guidance + 0.1) - loss(x, guidance - 0.1)) / 0.2
-    assert by_guidance.item() == pytest.approx(slope.item(), rel=2e-2, abs=1e-5)
+    assert by_guidance.item() == pytest.approx(slope.item(), rel=2e-2, abs=2e-6)
 
 
 # What is refused
@@ -343,6 +318,8 @@ def test_the_final_image_has_gradients_for_noise_and_guidance(pipe):
         ({"sampler": "unclip"}, "unclip is for networks that predict a variance"),
         ({"sampler": "ddim inverse"}, "ddim inverse walks from an image to noise: give an image"),
         ({"strength": 0.5}, "strength 0.5 says how much of an image to redraw: none given"),
+        ({"start": "ldm"}, "start 'ldm' .* begins with noise alone"),
+        ({"spacing": "karras", "offset": 1}, "offset 1 is added .* not to the spacing 'karras'"),
         ({"image": PICTURE, "strength": 0.0}, "strength must be above 0 and at most 1, got 0.0"),
         ({"image": PICTURE, "strength": 0.1}, "strength 0.1 leaves none of 3 steps"),
         ({"image": PICTURE[:6]}, "the size 6x8 does not fit tiny"),
@@ -394,100 +371,11 @@ def test_the_end_of_a_long_prompt_is_told(pipe):
         pipe("a cat " + "dog " * 10)
 
 
-# The list of images and its files
-
-
-def test_a_grid_and_the_notebook_picture(four):
-    assert four.grid().size == (2 * 8 + 2, 2 * 8 + 2)
-    picture = four.grid(columns=4, scale=3)
-    assert picture.size == (3 * (4 * 8 + 3 * 2), 3 * 8)
-    np.testing.assert_array_equal(np.asarray(picture)[::3, ::3][:8, 10:18], np.asarray(four[1]))
-    assert [recipe["seed"] for recipe in picture.info[RECIPE]] == [7, 8, 7, 8]
-    shown = Image.open(io.BytesIO(four._repr_png_()))
-    assert shown.format == "PNG" and shown.size == (24 * 18, 24 * 18)
-
-
-def test_a_png_keeps_its_recipe(four, tmp_path):
-    save_png(four[3], tmp_path / "dog.PNG")
-    assert read_recipe(tmp_path / "dog.PNG") == [four[3].info[RECIPE]]
-    save_png(four.grid(), tmp_path / "grid.png")
-    assert read_recipe(tmp_path / "grid.png") == [image.info[RECIPE] for image in four]
-    with Image.open(tmp_path / "grid.png") as picture:
-        lines = picture.text["parameters"].split("\n")
-        np.testing.assert_array_equal(np.asarray(picture), np.asarray(four.grid()))
-    assert lines[0] == CAT
-    assert lines[1].startswith(
-        "Steps: 3, Sampler: ddim, CFG scale: 4.0, Seed: 7 8 7 8, Size: 8x8, Model: tiny, "
-    )
-
-
-def test_the_recipe_draws_the_image_again(pipe, four, tmp_path):
-    save_png(four[3], tmp_path / "dog.png")
-    (recipe,) = read_recipe(tmp_path / "dog.png")
-    assert recipe.pop("model") == pipe.name
-    size = (recipe.pop("height"), recipe.pop("width"))
-    assert_same(pipe(**recipe, size=size), [four[3]])
-
-
-def test_the_recipe_of_a_redrawn_image_knows_what_it_was_given(pipe, tmp_path):
-    noise = np.asarray(initial_noise(image_keys(jnp.array([1, 2])), (4, 4, 4)))
-    given = {"image": PICTURE, "latents": noise}
-    images = pipe(CAT, n=2, strength=0.7, **given)
-    save_png(images.grid(), tmp_path / "cats.png")
-    first, second = read_recipe(tmp_path / "cats.png")
-    assert first["image_sha256"] == second["image_sha256"]
-    assert first.pop("image_sha256") == hashlib.sha256(PICTURE.tobytes()).hexdigest()
-    sums = [recipe.pop("latents_sha256") for recipe in (first, second)]
-    assert sums == [hashlib.sha256(one.tobytes()).hexdigest() for one in noise]
-    with Image.open(tmp_path / "cats.png") as picture:
-        settings = picture.text["parameters"]
-    assert "Denoising strength: 0.7, Init image hash: " in settings
-    assert f"Noise hash: {sums[0][:10]} {sums[1][:10]}, " in settings
-    size = (first.pop("height"), first.pop("width"))
-    first.pop("model")
-    assert_same(pipe(**first, size=size, image=PICTURE, latents=noise[:1]), images[:1])
-
-
-def test_seeds_may_be_an_array(pipe, four):
-    assert_same(pipe([CAT, DOG], n=2, seed=np.array([7, 7])), four)
-
-
-def test_the_negative_prompt_has_a_line_of_its_own(pipe, tmp_path):
-    save_png(pipe(CAT, negative="a dog")[0], tmp_path / "cat.png")
-    with Image.open(tmp_path / "cat.png") as picture:
-        assert picture.text["parameters"].split("\n")[1] == "Negative prompt: a dog"
-
-
-def test_a_file_is_written_whole_or_not_at_all(four, tmp_path, monkeypatch):
-    path = tmp_path / "cat.png"
-    save_png(four[0], path)
-    before = path.read_bytes()
-
-    def fail(image, file, **_):
-        file.write_bytes(b"half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Image.Image, "save", fail)
-    for target in (path, tmp_path / "new.png"):
-        with pytest.raises(OSError, match="disk full"):
-            save_png(four[1], target)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["cat.png"]
-    assert path.read_bytes() == before
-
-
-def test_where_no_png_can_go(four, tmp_path):
-    with pytest.raises(ValueError, match=r"cat\.jpg must end in \.png"):
-        save_png(four[0], tmp_path / "cat.jpg")
-    with pytest.raises(FileNotFoundError, match="there is no folder .*/nowhere"):
-        save_png(four[0], tmp_path / "nowhere" / "cat.png")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_other_pictures_hold_no_recipe(tmp_path):
-    image = Image.new("RGB", (2, 2))
-    save_png(image, tmp_path / "plain.png")
-    with pytest.raises(ValueError, match="holds no sdjax recipe"):
-        read_recipe(tmp_path / "plain.png")
-    image.save(tmp_path / "plain.webp")
-    with pytest.raises(ValueError, match="holds no sdjax recipe"):
-        read_recipe(tmp_path / "plain.webp")
+def test_an_offset_is_a_whole_number(pipe):
+    request = complete(
+        pipe.name, pipe.config, pipe.defaults, prompts=[CAT], n=1, seed=0, steps=3, guidance=None,
+        guidance_rescale=0.0, negative="", size=None, sampler=None, spacing=None, offset=2,
+        eta=0.0, image=None, strength=None, start="diffusers", latents=None,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="offset must be a whole number, got 1.5"):
+        replace(request, offset=1.5)

@@ -34,8 +34,10 @@ def dpm_multistep(
 ) -> list[Call]:
     """DPM-Solver++ (Lu et al. 2022, arXiv 2211.01095) and DPM-Solver, multistep ("2M").
 
-    "dpm++" integrates x0, "dpm" eps (arXiv 2206.00927), "sde-dpm++" x0 with fresh noise. The
-    published code that is followed here lets the first steps have lower orders, and the last, too.
+    "dpm++" integrates x0, "dpm" eps, "sde-dpm++" x0 with fresh noise. The paper has orders 1 and 2
+    for x0. Order 3, and the multistep form for eps (arXiv 2206.00927 has single steps alone), are
+    those of its authors' code, LuChengTHU/dpm-solver, which also lets the first steps have lower
+    orders, and the last, too.
 
     Args:
         levels: of the steps.
@@ -73,6 +75,7 @@ def dpm_singlestep(
 ) -> list[Call]:
     """DPM-Solver++ 2S (arXiv 2211.01095) and DPM-Solver (arXiv 2206.00927), single-step.
 
+    Order 3 for x0 is that of the authors' code, LuChengTHU/dpm-solver.
     The levels are taken in groups of `order`: within a group each step starts at the group's first
     level anew, with one order more. So a call of the network is counted as a step.
     """
@@ -130,8 +133,8 @@ def exponential(here: Level, there: Level, algorithm: Algorithm) -> Exponential:
         keep, z = keep * math.exp(-h), -2 * h
         noise = there.sigma * root(-math.expm1(z))
     flat = scale * math.expm1(z)
-    if math.isinf(z):  # to a level without noise
-        return Exponential(keep, flat, scale * -1, scale * -0.5, noise)
+    if math.isinf(z):  # to a level without noise, where every solver takes a step of order 1
+        return Exponential(keep, flat, math.nan, math.nan, noise)
     slope = scale * (math.expm1(z) / z - 1)
     bend = scale * ((math.expm1(z) - z) / z**2 - 0.5)
     return Exponential(keep, flat, slope, bend, noise)

@@ -29,7 +29,8 @@ def deis(levels: Sequence[Level], order: int = 2) -> list[Call]:
     """DEIS (Zhang & Chen 2022, arXiv 2204.13902) in log s ("log rho"), orders 1 to 3.
 
     x' / alpha' = x / alpha + sum of eps_j times the integral over s of a Lagrange polynomial in
-    log s. The first steps have lower orders, and the last ones of a run of less than 15.
+    log s. The first steps have lower orders, and the last ones of a run of less than 15. The run
+    must end with noise, since log s is infinite without.
     """
     steps = len(levels) - 1
     calls = []
@@ -39,7 +40,7 @@ def deis(levels: Sequence[Level], order: int = 2) -> list[Call]:
             used = min(used, steps - i)
         # The newest first, from here: the integral is that of e^y p(y) in y = log(s / s_here).
         nodes = [math.log(s.spread / here.spread) for s in levels[i - used + 1 : i + 1][::-1]]
-        end = math.log(there.spread / here.spread) if there.sigma > 0 else -math.inf
+        end = math.log(there.spread / here.spread)
         x = X / here.alpha
         for j, slope in enumerate((EPS, M1, M2)[:used]):
             x = x + here.spread * _integral(lagrange(nodes, j), end) * slope
@@ -54,7 +55,7 @@ def _integral(polynomial: np.polynomial.Polynomial, end: float) -> float:
     for _ in range(polynomial.degree()):
         term = -term.deriv()
         antiderivative = antiderivative + term
-    return (math.exp(end) * antiderivative(end) if end > -math.inf else 0.0) - antiderivative(0.0)
+    return math.exp(end) * antiderivative(end) - antiderivative(0.0)
 
 
 def unipc(
@@ -74,8 +75,8 @@ def unipc(
         levels: of the steps.
         order: of the predictor.
         variant: B(h) is h ("bh1") or e^h - 1 ("bh2").
-        predict: what is integrated; "eps" and "bh1" must end with noise.
-        lower_order_final: the last steps have orders .. 2, 1.
+        predict: what is integrated; with "eps" the run must end with noise.
+        lower_order_final: the last steps have orders .. 2, 1; without, the run must end with noise.
     """
     steps = len(levels) - 1
     newest = X0 if predict == "x0" else EPS
