@@ -90,7 +90,7 @@ class DiffusionPrior(nn.Module):
         return self.out(self.norm_final(x[:, -1])).astype(jnp.float32)
 
     def _positions(self, first: int, last: int) -> Sequence:
-        return self.position_embedding[None, first:last].astype(self.dtype)
+        return jnp.asarray(self.position_embedding[None, first:last], self.dtype)
 
 
 Prior = config.DiffusionPrior | config.AutoregressivePrior

@@ -19,7 +19,7 @@ from sdjax import config
 from sdjax.denoisers.autoregressive import AutoregressivePrior, Memory
 from sdjax.denoisers.prior import DiffusionPrior
 from sdjax.diffusion.analytic import analytic_plan
-from sdjax.diffusion.guidance import guide, guide_doubled
+from sdjax.diffusion.guidance import guide_doubled
 from sdjax.diffusion.loop import begin, initial_noise, sample
 from sdjax.diffusion.samplers import Plan, sampling_plan
 from sdjax.image.clip_image import unit
@@ -165,7 +165,7 @@ def sample_codes(
             network, params, jnp.tile(token, 2) if guided else token, memory, method="step"
         )
         if guided:
-            logits = guide(*jnp.split(logits, 2), guidance)
+            logits = guide_doubled(logits, guidance)
         token = jax.vmap(lambda key, row: jax.random.categorical(fold(key, index), row))(
             keys, logits / temperature
         )

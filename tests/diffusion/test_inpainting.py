@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sdjax.diffusion.limits import NO_LIMITS
 
 from sdjax.config import Schedule
 from sdjax.diffusion.inpainting import inpainting_plan, keep_known, repaint, shrink_known
+from sdjax.diffusion.limits import NO_LIMITS
 from sdjax.diffusion.loop import begin, image_keys, initial_noise, sample
 from sdjax.diffusion.solvers.maps import EPS, NOISE, X0, X
 from sdjax.diffusion.times import END, visited
