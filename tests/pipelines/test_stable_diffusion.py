@@ -291,7 +291,7 @@ def test_the_final_image_has_gradients_for_noise_and_guidance(pipe):
     slope = (loss(x + h * away, guidance) - loss(x - h * away, guidance)) / (2 * h)
     assert jnp.vdot(by_x, away).item() == pytest.approx(slope.item(), rel=2e-2)
     slope = (loss(x, guidance + 0.1) - loss(x, guidance - 0.1)) / 0.2
-    assert by_guidance.item() == pytest.approx(slope.item(), rel=2e-2, abs=2e-6)
+    assert by_guidance.item() == pytest.approx(slope.item(), rel=2e-2, abs=1e-5)
 
 
 # What is refused
