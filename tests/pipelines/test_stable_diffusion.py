@@ -291,7 +291,7 @@ def test_the_final_image_has_gradients_for_noise_and_guidance(pipe):
     slope = (loss(x + h * away, guidance) - loss(x - h * away, guidance)) / (2 * h)
     assert jnp.vdot(by_x, away).item() == pytest.approx(slope.item(), rel=2e-2)
     slope = (loss(x, guidance + 0.1) - loss(x, guidance - 0.1)) / 0.2
-    assert by_guidance.item() == pytest.approx(slope.item(), rel=2e-2, abs=2e-6)
+    assert by_guidance.item() == pytest.approx(slope.item(), rel=2e-2, abs=1e-5)
 
 
 # What is refused
@@ -377,5 +377,6 @@ def test_an_offset_is_a_whole_number(pipe):
         guidance_rescale=0.0, negative="", size=None, sampler=None, spacing=None, offset=2,
         eta=0.0, image=None, strength=None, start="diffusers", latents=None,
     )  # fmt: skip
+    object.__setattr__(request, "offset", 1.5)  # past the types that are checked in tests alone
     with pytest.raises(ValueError, match="offset must be a whole number, got 1.5"):
-        replace(request, offset=1.5)
+        request.__post_init__()
