@@ -278,13 +278,12 @@ MINI_UPSAMPLERS = (
 MINI_PRIOR = DiffusionPrior(
     embedding_dim=160,
     text_tokens=24,
-    dim=96,
+    dim=128,
     layers=3,
-    heads=3,
+    heads=4,
     schedule=Schedule("cosine", prediction="x0"),
     text_dim=192,
     scale=MINI_EMBEDDING_SCALE,
-    dropout=0.1,
 )
 MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
     embedding_dim=160,
@@ -292,8 +291,7 @@ MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
     text_tokens=24,
     codes=48,  # the least number that leaves out less than 1% of the spread
     buckets=64,
-    dim=96,
+    dim=128,
     layers=3,
-    heads=3,
-    dropout=0.1,
+    heads=4,
 )

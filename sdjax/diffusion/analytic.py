@@ -61,7 +61,7 @@ def analytic_plan(
     """
     levels = visited(schedule, steps, SPACING, "ddim")
     calls = [_with_best_variance(call, times, errors) for call in ddpm(levels)]
-    return make_plan(calls, max_calls or len(calls), (0.0, 1.0))
+    return make_plan(calls, len(calls) if max_calls is None else max_calls, (0.0, 1.0))
 
 
 def _with_best_variance(call: Call, times: np.ndarray, errors: np.ndarray) -> Call:

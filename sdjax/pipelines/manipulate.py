@@ -138,10 +138,10 @@ def textdiff(
     check_texts([here, there])
     if not len(thetas) or any(not 0 <= theta <= 1 for theta in thetas):
         raise ValueError(f"thetas must be numbers from 0 to 1, got {list(thetas)}")
-    plans = _back(pipe, steps)
+    plans, image = _back(pipe, steps), read_picture(picture)
     z_here, z_there = pipe.embed_texts([here, there])
     away = text_difference(z_there, z_here)
-    latents = _repeated(pipe.invert([picture], steps, REPEATS, guidance), len(thetas))
+    latents = _repeated(pipe.invert([image], steps, REPEATS, guidance), len(thetas))
     embeddings = np.stack([slerp(latents.embeddings[0], away, theta) for theta in thetas])
     recipe = {
         "from": "textdiff",
@@ -181,7 +181,7 @@ def mix(
     settings, seeds = pipe.complete(**options), each_seed(seed, 1, n)
     plans = settings.plans(pipe.config)
     texts = [part for part in parts if isinstance(part, str)]
-    pictures = [part for part in parts if not isinstance(part, str)]
+    pictures = [read_picture(part) for part in parts if not isinstance(part, str)]
     seen = iter(pipe.embed(pictures) if pictures else ())
     told = iter(pipe.imagine(texts, np.repeat(seeds[:1], len(texts)), settings) if texts else ())
     vectors = np.stack([next(told if isinstance(part, str) else seen) for part in parts])

@@ -70,6 +70,13 @@ class Unclip:
     settings: Settings = field(default_factory=Settings)
     styles: tuple[str, ...] = ()  # the style words a small model was trained with; () is any
 
+    def __post_init__(self) -> None:
+        if self.config.decoder.text is not None:
+            raise ValueError(
+                f"the decoder of {self.name} reads its text with a transformer of its own, which "
+                "this pipeline does not: use its networks, `params` and `config`, directly"
+            )
+
     def __call__(
         self,
         prompt: str | Sequence[str],

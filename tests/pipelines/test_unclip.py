@@ -9,6 +9,7 @@ import pytest
 import tiny_unclip
 from PIL import Image
 
+from sdjax import config
 from sdjax.evaluate import psnr
 from sdjax.pipelines import manipulate
 from sdjax.pipelines.images import RECIPE, Images
@@ -277,6 +278,14 @@ def test_fractions_are_refused():
 def test_without_an_image_tower_pictures_are_not_read(pipe):
     with pytest.raises(ValueError, match="tiny has no image tower"):
         replace(pipe, clip=None).embed([PICTURES[0]])
+
+
+def test_a_decoder_with_its_own_text_transformer_is_refused(pipe):
+    text = config.GlideText(100, 8, dim=24, layers=1, heads=2, vector_dim=64)
+    conditioning = replace(pipe.config.decoder.conditioning, text_dim=None)
+    decoder = replace(pipe.config.decoder, conditioning=conditioning, text=text)
+    with pytest.raises(ValueError, match="the decoder of tiny reads its text with a transformer"):
+        replace(pipe, config=replace(pipe.config, decoder=decoder))
 
 
 def test_a_variance_must_be_there(pipe):
