@@ -99,7 +99,8 @@ def test_a_size_in_words_is_refused_by_the_parser(capsys):
     [
         (["clip", "--preset", "huge"], "no training preset 'huge': choose mini"),
         (["clip", "--steps", "0"], "steps must be at least 1, got 0"),
-        (["latent-diffusion"], "latent-diffusion needs --clip and --autoencoder"),
+        (["latent-diffusion"], "latent-diffusion needs --clip, a folder"),
+        (["latent-diffusion", "--clip", "mini"], "latent-diffusion needs --autoencoder, a folder"),
         (
             ["latent-diffusion", "--clip", "none", "--autoencoder", "none"],
             "no model folder none",
@@ -213,9 +214,11 @@ def test_models_are_listed(capsys, monkeypatch):
 
     monkeypatch.setattr(presets, "PUBLISHED", {"clip-vit-b-32": presets.CLIP_B_32})
     assert main(["models"]) == 0
-    head, clip, mini = capsys.readouterr().out.splitlines()
+    head, clip, paper, mini = capsys.readouterr().out.splitlines()
     assert head.startswith("model") and "parameters" in head
     assert clip.split()[:2] == ["clip-vit-b-32", "151,277,313"]
+    assert paper.split()[0] == "dalle2" and "never" in paper
     assert mini.endswith("bundled")
     assert main(["models", "--json"]) == 0
-    assert [m["name"] for m in json.loads(capsys.readouterr().out)] == ["clip-vit-b-32", "mini"]
+    names = [m["name"] for m in json.loads(capsys.readouterr().out)]
+    assert names == ["clip-vit-b-32", "dalle2", "mini"]

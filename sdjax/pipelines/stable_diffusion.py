@@ -139,9 +139,8 @@ class Pipeline:
             start=start,
             latents=latents,
         )
-        plan = request.plan()
         check_styles(self.name, self.styles, texts)
-        run = runners(devices, mode)
+        run, plan = runners(devices, mode), request.plan()  # checks first: making a plan compiles
         warn_about_words(self.name, self.tokenizer, texts)
 
         x, calls = self._walk(request, plan, run, progress, trajectory)

@@ -122,8 +122,8 @@ def test_guidance_off_calls_the_network_for_the_prompt_alone(pipe, monkeypatch, 
     seen = []
 
     class Recorder(stages.UNet):
-        def apply(self, params, x, timesteps, context, vector, *, method):
-            assert method is None
+        def apply(self, params, x, timesteps, context, vector, *, method, rngs):
+            assert method is None and rngs is None
             seen.append(x.shape[0])
             assert timesteps.shape[0] == context.shape[0] == vector.shape[0] == x.shape[0]
             return jnp.zeros_like(x)
