@@ -267,7 +267,7 @@ def test_the_final_image_has_gradients_for_noise_and_guidance(pipe):
     text = stages.encode_text(pipe.config.text, pipe.params["text"], rows, pipe.tokenizer.eot_id)
     text = jax.tree.map(lambda x: x[None], text)
     unet = tiny.SMALLER_UNET, tiny.unet_params(tiny.SMALLER_UNET)
-    keys = image_keys(jnp.array([0]))
+    keys = image_keys(jnp.array([1]))
     x = initial_noise(keys, (4, 4, 4))
 
     def loss(x, guidance, remat=True):
@@ -287,11 +287,11 @@ def test_the_final_image_has_gradients_for_noise_and_guidance(pipe):
         assert ("remat" in program) == remat
     by_x, by_guidance = jax.jit(jax.grad(loss, (0, 1)))(x, guidance)
     loss = jax.jit(loss)
-    away, h = jax.random.normal(jax.random.key(1), x.shape), 1e-2
+    away, h = jax.random.normal(jax.random.key(1), x.shape), 2e-2
     slope = (loss(x + h * away, guidance) - loss(x - h * away, guidance)) / (2 * h)
     assert jnp.vdot(by_x, away).item() == pytest.approx(slope.item(), rel=2e-2)
-    slope = (loss(x, guidance + 0.1) - loss(x, guidance - 0.1)) / 0.2
-    assert by_guidance.item() == pytest.approx(slope.item(), rel=2e-2, abs=1e-5)
+    slope = (loss(x, guidance + h) - loss(x, guidance - h)) / (2 * h)
+    assert by_guidance.item() == pytest.approx(slope.item(), rel=2e-3)
 
 
 # What is refused
