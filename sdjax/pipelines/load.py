@@ -66,8 +66,24 @@ def _pipeline(model: Model, system: config.StableDiffusion) -> Pipeline:
     )
 
 
+KARLO = Settings(
+    prior_steps=25,
+    prior_guidance=4.0,
+    best_of=1,
+    steps=25,
+    guidance=8.0,
+    upsampler_steps=(7,),
+    upsampler_sampler="unclip prior",  # the posterior's variance, times from the last to 0
+)
+"""Of Karlo, whose files do not say how it is sampled: its repository's counts and guidance."""
+
+
 def _unclip(model: Model, system: config.Unclip) -> Unclip:
     described = model.described
+    of_karlo = any(upsampler.own_last_step for upsampler in system.upsamplers)
+    settings = KARLO if of_karlo else Settings()
+    if "defaults" in described:
+        settings = from_json(Settings, described["defaults"])
     return Unclip(
         name=model.name,
         config=system,
@@ -75,7 +91,7 @@ def _unclip(model: Model, system: config.Unclip) -> Unclip:
         tokenizer=_tokenizer(model, system.text),
         priors=samplers_of(system, model.params, described),
         clip=None if system.image is None else clip_of(model),
-        settings=from_json(Settings, described.get("defaults", {})),
+        settings=settings,
         styles=tuple(described.get("styles", ())),
     )
 

@@ -338,6 +338,7 @@ def _drawn(
         for begin, noise in zip(pipe.fresh(seeds), latents.noises, strict=True)
     ]
     drawn = pipe.draw(latents.embeddings, plans, seeds=seeds, guidance=guidance, given=given)
+    recipe = {"sampler": "ddim", "guidance": guidance, **recipe}
     images = pipe.finish(drawn, [""] * count, seeds, recipe)
     for name, values in (each or {}).items():
         for image, value in zip(images, values, strict=True):

@@ -180,6 +180,8 @@ def _repeat(
     text: Text, keys: Key[Array, " texts"], candidates: int
 ) -> tuple[Text, Key[Array, " rows"]]:
     """Each text and a key of its own for every candidate: all of the first text come first."""
+    if candidates < 1:
+        raise ValueError(f"candidates must be at least 1, got {candidates}")
     text = jax.tree.map(lambda x: jnp.repeat(x, candidates, axis=0), text)
     return text, jax.vmap(lambda key: jax.random.split(key, candidates))(keys).reshape(-1)
 
@@ -221,16 +223,18 @@ class DiffusionSampler:
     ) -> Vectors:
         """Image embeddings of texts; what is not given is the prior's default."""
         guidance = self.defaults.guidance if guidance is None else guidance
+        candidates = self.defaults.candidates if candidates is None else candidates
+        steps = self.defaults.steps if steps is None else steps
         return sample_diffusion(
             self.config,
             self.params,
             text,
             empty,
             keys,
-            diffusion_plan(self.config, steps or self.defaults.steps, self.errors),
+            diffusion_plan(self.config, steps, self.errors),
             jnp.float32(guidance),
             self.statistics,
-            candidates=candidates or self.defaults.candidates,
+            candidates=candidates,
             guided=guidance != 1,
         )
 
@@ -256,6 +260,7 @@ class CodeSampler:
     ) -> Vectors:
         """Image embeddings of texts; what is not given is the prior's default."""
         guidance = self.defaults.guidance if guidance is None else guidance
+        candidates = self.defaults.candidates if candidates is None else candidates
         warmth = self.defaults.temperature if temperature is None else temperature
         return sample_codes(
             self.config,
@@ -266,7 +271,7 @@ class CodeSampler:
             keys,
             jnp.float32(guidance),
             jnp.float32(warmth),
-            candidates=candidates or self.defaults.candidates,
+            candidates=candidates,
             guided=guidance != 1,
         )
 

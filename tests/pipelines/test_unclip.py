@@ -12,7 +12,7 @@ from PIL import Image
 from sdjax import config
 from sdjax.evaluate import psnr
 from sdjax.pipelines import manipulate
-from sdjax.pipelines.images import RECIPE, Images
+from sdjax.pipelines.images import RECIPE, Images, read_recipe, save_png
 from sdjax.pipelines.unclip_request import Settings, check_count, each_seed
 
 CAT, DOG = "a red cat, noto style", "a green dog, flat style"
@@ -162,8 +162,10 @@ def test_variations_leave_the_picture_with_eta(pipe):
     assert [image.info[RECIPE]["seed"] for image in (first, second)] == [0, 1]
 
 
-def test_a_text_diff_begins_with_the_picture(pipe):
+def test_a_text_diff_begins_with_the_picture_and_can_be_stored(pipe, tmp_path):
     found = manipulate.textdiff(pipe, PICTURES[0], CAT, DOG, (0.0, 0.4), steps=STEPS)
+    save_png(found.grid(), tmp_path / "textdiff.png")
+    assert [r["theta"] for r in read_recipe(tmp_path / "textdiff.png")] == [0.0, 0.4]
     assert psnr(pixels(found).astype(np.uint8)[:1], PICTURES[:1]) > 30
     assert away(found[:1], found[1:]) > 1
     assert found[1].info[RECIPE]["theta"] == 0.4
