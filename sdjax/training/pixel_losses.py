@@ -81,11 +81,18 @@ def decoder_loss(model: config.Decoder, drop_image: float, drop_text: float) -> 
     return loss
 
 
+DEGRADED = 0.5
+"""Share of small pictures that are degraded in training, as in cascaded diffusion (arXiv
+2106.15282). DALL-E 2's paper does not say how many. With all of them the network takes clean
+pictures, as the decoder draws, for blurred ones, and sharpens them into caricatures."""
+
+
 def upsampler_loss(model: config.Upsampler, crop: int) -> Loss:
     """Denoising error of random crops, told by small pictures that were spoilt (section 2.2).
 
-    The small picture is the large one shrunk and degraded, then enlarged and cut out at the same
-    place. Only the crop goes through the network, which is applied to whole pictures later.
+    The small picture is the large one shrunk and, for a share of `DEGRADED` of them, degraded, then
+    enlarged and cut out at the same place. Only the crop goes through the network, which is applied
+    to whole pictures later.
 
     batch: pixels uint8 [batch, image_size, image_size, 3].
     params: {"unet"}.
@@ -94,11 +101,13 @@ def upsampler_loss(model: config.Upsampler, crop: int) -> Loss:
     table = jnp.asarray(alpha_bars(schedule), jnp.float32)
 
     def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
-        key_time, key_noise, key_spoil, key_crop, key_dropout = jax.random.split(key, 5)
+        key_time, key_noise, key_spoil, key_which, key_crop, key_dropout = jax.random.split(key, 6)
         images = to_float(batch["pixels"])
         count = images.shape[0]
-        small = DEGRADATIONS[model.degradation](shrink(images, model.small_size), key_spoil)
-        seen = enlarge(small, model.image_size, model.resize)
+        small = shrink(images, model.small_size)
+        spoilt = DEGRADATIONS[model.degradation](small, key_spoil)
+        which = jax.random.bernoulli(key_which, DEGRADED, (count, 1, 1, 1))
+        seen = enlarge(jnp.where(which, spoilt, small), model.image_size, model.resize)
         both = random_crop(jnp.concatenate([images, seen], -1), key_crop, crop)
         x0, seen = jnp.split(both, 2, axis=-1)
         time = spread_times(key_time, count, schedule.train_steps)

@@ -140,6 +140,18 @@ def test_the_upsampler_sees_noise_beside_the_spoilt_picture_of_the_same_place(ca
     assert (noisy / np.sqrt(1 - ab))[time > 990].std() == pytest.approx(1, abs=0.1)
 
 
+def test_a_share_of_the_small_pictures_is_spoilt(calls, monkeypatch):
+    monkeypatch.setitem(pixel_losses.DEGRADATIONS, "blur", lambda small, key: small + 10)
+    model = replace(UPSAMPLER, degradation="blur")
+    batch = {"pixels": jnp.zeros((2000, 16, 16, 3), jnp.uint8)}
+    upsampler_loss(model, 8)(PARAMS, batch, jax.random.key(0))
+    small = calls["UNet"][0][..., 3:]
+    spoilt = small.mean((1, 2, 3)) > 4
+    wanted = np.where(spoilt, 9.0, -1.0)[:, None, None, None]
+    np.testing.assert_allclose(small, np.broadcast_to(wanted, small.shape), atol=1e-5)
+    assert spoilt.mean() == pytest.approx(pixel_losses.DEGRADED, abs=0.05)
+
+
 def test_crops_lie_anywhere_and_hold_together():
     y, x = jnp.mgrid[:7, :9]
     places = jnp.broadcast_to(jnp.stack([y, x], -1), (300, 7, 9, 2))
