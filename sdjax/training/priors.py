@@ -34,6 +34,9 @@ VARIANTS = 12
 """Captions drawn for each picture."""
 LEVELS = 4
 """Noise levels at which each picture of a batch is seen; the text's part of the work is shared."""
+JITTER = 0.15
+"""Noise on each principal component of an image embedding before it is cut into codes, as a share
+of the component's deviation: a classifier is told by nothing else which buckets are neighbours."""
 MEASURED = 64
 """Times at which the diffusion prior's error is measured for Analytic-DPM."""
 
@@ -115,9 +118,10 @@ def autoregressive_prior_loss(
     network = AutoregressivePrior(model)
 
     def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
-        key_drop, key_dropout = jax.random.split(key)
-        dots = codes.encode_dot(book, batch["image"], batch["text"])
-        tokens = jnp.concatenate([dots[:, None], codes.encode(book, batch["image"])], axis=1)
+        key_drop, key_dropout, key_jitter = jax.random.split(key, 3)
+        image = jittered(book, batch["image"], key_jitter)
+        dots = codes.encode_dot(book, image, batch["text"])
+        tokens = jnp.concatenate([dots[:, None], codes.encode(book, image)], axis=1)
         text, states, mask = _with_drops(batch, key_drop, drop)
         logits = apply(network, params, text, states, mask, tokens[:, :-1], dropout=key_dropout)
         likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=2)
@@ -125,6 +129,13 @@ def autoregressive_prior_loss(
         return by_token.mean(), {"first_code": by_token[1]}
 
     return loss
+
+
+def jittered(book: codes.Codebook, images: Array, key: Array) -> Array:
+    """Image embeddings with noise of `JITTER` along the components of a codebook."""
+    spread = JITTER * book.centres.std(axis=1)
+    noise = spread * jax.random.normal(key, (len(images), len(spread)))
+    return unit(images + noise @ book.components)
 
 
 def _with_drops(batch: dict[str, Array], key: Array, drop: float) -> tuple[Array, Array, Array]:

@@ -105,7 +105,8 @@ def test_the_loss_of_the_diffusion_prior_is_of_x0_in_its_scale():
     np.testing.assert_allclose(value, priors.DIFFUSION.scale**2 / 12, rtol=1e-5)
 
 
-def test_the_loss_of_codes_is_their_cross_entropy():
+def test_the_loss_of_codes_is_their_cross_entropy(monkeypatch):
+    monkeypatch.setattr(training, "JITTER", 0.0)
     book, given = priors.book(), batch()
     loss = training.autoregressive_prior_loss(priors.CODES, book, drop=0.0)
     value, _ = loss(priors.CODES_PARAMS, given, jax.random.key(0))
@@ -118,6 +119,17 @@ def test_the_loss_of_codes_is_their_cross_entropy():
     np.testing.assert_allclose(value, np.mean(wanted), rtol=1e-5)
     uniform, _ = loss(jax.tree.map(jnp.zeros_like, priors.CODES_PARAMS), given, jax.random.key(0))
     np.testing.assert_allclose(uniform, np.log(8), rtol=1e-5)
+
+
+def test_pictures_move_by_a_share_of_each_components_spread(monkeypatch):
+    monkeypatch.setattr(training, "JITTER", 1e-3)  # so little that a sphere is flat
+    book, image = priors.book(), jnp.asarray(priors.unit_rows(3, 1))
+    moved = training.jittered(book, image.repeat(4000, axis=0), jax.random.key(0))
+    np.testing.assert_allclose(jnp.linalg.norm(moved, axis=1), 1, rtol=1e-5)
+    on_sphere = book.components - (book.components @ image.T) * image
+    spread = 1e-3 * book.centres.std(axis=1, keepdims=True)
+    wanted = jnp.linalg.norm(spread * on_sphere @ book.components.T, axis=0)
+    np.testing.assert_allclose(((moved - image) @ book.components.T).std(0), wanted, rtol=0.05)
 
 
 def test_a_prior_needs_a_clip():
