@@ -70,7 +70,7 @@ def _add_imagine(commands: argparse._SubParsersAction) -> None:
     )
     imagine.add_argument("--offset", type=int, help='added to the times of "leading" (1)')
     imagine.add_argument(
-        "--eta", type=float, default=0.0, help="noise in ddim, churn in euler and heun, 0 to 1 (0)"
+        "--eta", type=float, help="noise in ddim, churn in euler and heun, 0 to 1 (0)"
     )
     imagine.add_argument("--rescale", type=float, default=0.0, help="of guidance, 0 to 1 (0)")
     cli_unclip.add_imagine_options(imagine)
@@ -186,7 +186,7 @@ def _imagine_latent(pipe: "Pipeline", args: argparse.Namespace) -> "Images":
         sampler=args.sampler,
         spacing=args.spacing,
         offset=args.offset,
-        eta=args.eta,
+        eta=args.eta or 0.0,
         guidance_rescale=args.rescale,
         image=args.image and read_picture(args.image),
         strength=args.strength,

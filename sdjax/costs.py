@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 from sdjax import config, presets
 from sdjax.catalog import columns
 from sdjax.denoisers.autoregressive import AutoregressivePrior
+from sdjax.denoisers.image_conditioning import ImageConditioning
 from sdjax.denoisers.prior import DiffusionPrior
 from sdjax.denoisers.unet import UNet
 from sdjax.image.autoencoder import Autoencoder
@@ -146,11 +147,27 @@ def _unclip_stages(model: config.Unclip, dtype: DTypeLike) -> list[Stage]:
         ids = _shape(1, tokens, dtype=jnp.int32)
         found.append(Stage("decoder's text", GlideText(decoder.text, dtype), (ids, seen)))
     tokens += decoder.conditioning.tokens
+    found.append(_conditioning(decoder, model.text, dtype))
     found.append(_unet("decoder", decoder.unet, decoder.image_size, tokens, dtype))
     for upsampler in model.upsamplers:
-        name = f"upsampler to {upsampler.image_size}"
-        found.append(_unet(name, upsampler.unet, upsampler.image_size, 0, dtype))
+        names = [f"upsampler to {upsampler.image_size}"]
+        if upsampler.own_last_step:
+            names.append(f"{names[0]}, last step")
+        for name in names:
+            found.append(_unet(name, upsampler.unet, upsampler.image_size, 0, dtype))
     return found
+
+
+def _conditioning(decoder: config.Decoder, clip: config.TextTower, dtype: DTypeLike) -> Stage:
+    """What tells the decoder its image embedding; the text is CLIP's or the decoder's own."""
+    model, text = decoder.conditioning, decoder.text
+    if text is None:
+        states, vector = _shape(1, clip.context_length, clip.dim), _shape(1, model.embedding_dim)
+    else:
+        states, vector = _shape(1, text.context_length, text.dim), _shape(1, text.vector_dim)
+    told = (_shape(1, model.embedding_dim), _shape(1, dtype=jnp.bool_))
+    network = ImageConditioning(model, dtype)
+    return Stage("decoder's conditioning", network, (*told, states, vector))
 
 
 def _shape(*sizes: int, dtype: DTypeLike = jnp.float32) -> jax.ShapeDtypeStruct:

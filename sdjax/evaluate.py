@@ -5,6 +5,7 @@ styles, the style from other concepts.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -209,7 +210,8 @@ def evaluate(
         from sdjax.evaluate_unclip import unclip_figures  # it imports this module
 
         defaults = pipe.settings.recipe()
-        own = unclip_figures(pipe, judge, test, order, candidates, seed)
+        chosen = replace(pipe, settings=pipe.complete(**settings))
+        own = unclip_figures(chosen, judge, test, order, candidates, seed)
     return {
         "model": model,
         "captions": count,

@@ -194,6 +194,7 @@ KARLO_DECODER = Decoder(
         vector_dim=1280,
         text_dim=768,
         mask_padding=True,
+        unit_length=False,
     ),
     schedule=COSINE,
     image_size=64,

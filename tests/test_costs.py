@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from sdjax import presets
+from sdjax import presets, presets_unclip
 from sdjax.cli import main
 from sdjax.costs import cost, operations, stages, system, table
 
@@ -52,6 +52,12 @@ def test_the_unet_of_stable_diffusion_1_takes_803_billion_operations():
     traced = jax.make_jaxpr(unet.module.apply)(params, *inputs)
     assert operations(traced.jaxpr) == pytest.approx(803e9, rel=1e-3)
     assert text.inputs[0].shape == (1, 77)
+
+
+def test_karlo_has_its_conditioning_and_a_last_step_of_its_own():
+    names = [stage.name for stage in stages(presets_unclip.KARLO)]
+    assert names[2:4] == ["decoder's conditioning", "decoder"]
+    assert names[4:] == ["upsampler to 256", "upsampler to 256, last step"]
 
 
 def test_bfloat16_weights_take_half_the_bytes():

@@ -60,7 +60,7 @@ class AutoregressivePrior:
 
     embedding_dim: int  # of CLIP's joint space
     text_dim: int  # of the hidden states
-    text_tokens: int  # hidden states in the prefix, the last ones
+    text_tokens: int  # hidden states in the prefix
     codes: int  # principal components kept
     buckets: int  # of each code, and of the dot product
     dim: int  # width of the residual stream

@@ -1,5 +1,6 @@
 """GLIDE and unCLIP: text and image embedding to a small picture, and that to a large one."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,10 +49,15 @@ class ImageConditioning:
     vector_dim: int  # of the UNet's time embedding
     text_dim: int | None = None  # of CLIP's hidden states; None: the text arrives ready
     mask_padding: bool = False  # the UNet does not see the text's padding (Karlo)
-    scale: float = 1.0  # the embedding that arrives, a unit vector in the mini, is multiplied by it
+    unit_length: bool = True  # of the embedding; False: as long as CLIP makes it (Karlo)
+    scale: float = 1.0  # the embedding is multiplied by it
 
     def __post_init__(self) -> None:
         require_valid(self)
+        require(
+            0 < self.scale < math.inf,
+            f"ImageConditioning: scale {self.scale} must be above 0 and finite",
+        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,11 @@ class Decoder:
             or (self.text.dim, self.text.vector_dim) == (c.context_dim, c.vector_dim),
             "Decoder: the text transformer must write vectors as wide as the UNet reads",
         )
+        require(
+            self.unet.in_channels == 3,
+            f"Decoder: the UNet must read 3 channels, colours, not {self.unet.in_channels}",
+        )
+        _check_pixels("Decoder", self.unet, self.image_size)
 
 
 @dataclass(frozen=True)
@@ -107,6 +118,19 @@ class Upsampler:
             f"Upsampler: the UNet must read 6 channels, noisy and small picture, not "
             f"{self.unet.in_channels}",
         )
+        _check_pixels("Upsampler", self.unet, self.image_size)
+
+
+def _check_pixels(name: str, unet: UNet, size: int) -> None:
+    """Of a UNet of pixels, colours alone or with their variances."""
+    require(
+        unet.out_channels in (3, 6),
+        f"{name}: the UNet must write 3 channels, or 6 with variances, not {unet.out_channels}",
+    )
+    require(
+        size % unet.factor == 0,
+        f"{name}: {size} pixels are no multiple of {unet.factor}, as the UNet's levels need",
+    )
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float
 from sdjax.config import Schedule
 from sdjax.diffusion.loop import Denoise
 from sdjax.diffusion.parameterization import split
-from sdjax.diffusion.samplers import Plan, make_plan
+from sdjax.diffusion.samplers import Lengths, Plan, make_plan
 from sdjax.diffusion.schedule import add_noise, alpha_bars
 from sdjax.diffusion.solvers import ddpm
 from sdjax.diffusion.solvers.maps import NOISE, X0, Call
@@ -34,7 +34,10 @@ SPACING: Spacing = "linspace"
 def mean_squared_error(
     denoise: Denoise, schedule: Schedule, x0: Latents, key: Array, time: Float[Array, ""]
 ) -> Float[Array, ""]:
-    """E|x0 - prediction|^2 / d of the network at one time, over data `x0` with noise."""
+    """E|x0 - prediction|^2 / d of the network at one time, over data `x0` with noise.
+
+    `x0` is in the network's own scale, `time` a whole number from 0 to T - 1.
+    """
     table = jnp.asarray(alpha_bars(schedule), jnp.float32)
     alpha_bar = jnp.full(x0.shape[:1], table[time.astype(jnp.int32)])
     x = add_noise(x0, jax.random.normal(key, x0.shape), alpha_bar)
@@ -48,7 +51,7 @@ def analytic_plan(
     steps: int,
     times: Float[np.ndarray, " times"],
     errors: Float[np.ndarray, " times"],
-    max_calls: int | None = None,
+    max_calls: Lengths | None = None,
 ) -> Plan:
     """DDPM with the best variances, as a plan of the one sampling loop.
 
@@ -57,7 +60,7 @@ def analytic_plan(
         steps: calls of the network.
         times: at which the network was measured, rising; between them its error is interpolated.
         errors: its `mean_squared_error` there.
-        max_calls: static length of the plan; None is no longer than it must be.
+        max_calls: static length of the plan, or lengths; None is no longer than it must be.
     """
     levels = visited(schedule, steps, SPACING, "ddim")
     calls = [_with_best_variance(call, times, errors) for call in ddpm(levels)]

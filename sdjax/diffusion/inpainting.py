@@ -4,7 +4,8 @@ Where the picture is known the network is not asked: its opinion of the data is 
 data. DDPM then draws x' from q(x' | x, x0) with the true x0, so that the known pixels are at every
 level as noisy as the forward process makes them, and the network sees them and draws the rest to
 fit. RePaint (arXiv 2201.09865, equation 8) replaces x' instead, by pixels with fresh noise, which
-GLIDE (arXiv 2112.10741) calls what others did without training; its distribution is the same.
+GLIDE (arXiv 2112.10741) calls what others did without training; at each level known pixels have the
+same distribution in both ways.
 
 In one pass what is drawn early knows little of what is drawn late, and the seam shows: RePaint goes
 back and forth between noise levels until both agree.
@@ -23,7 +24,7 @@ from sdjax.diffusion.loop import Denoise
 from sdjax.diffusion.samplers import Plan, make_plan
 from sdjax.diffusion.solvers import Call, Level, ddim
 from sdjax.diffusion.solvers.maps import NOISE
-from sdjax.diffusion.times import visited
+from sdjax.diffusion.times import check_whole, visited
 from sdjax.shapes import Images, Timesteps
 
 Known = Float[Array, "batch _height _width 1"]
@@ -97,6 +98,7 @@ def inpainting_plan(
         ValueError: if a number is out of range, or the calls do not fit.
     """
     for name, value in (("repeats", repeats), ("jump", jump)):
+        check_whole(name, value)
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     levels = visited(schedule, steps, "trailing", "ddim", exact=True)

@@ -29,7 +29,7 @@ from sdjax.config import Schedule
 from sdjax.diffusion.samplers import Plan, make_plan
 from sdjax.diffusion.solvers import Call, Level, ddim, pairs
 from sdjax.diffusion.solvers.maps import ANCHOR, EPS, X0, X, state, transfer
-from sdjax.diffusion.times import Levels
+from sdjax.diffusion.times import Levels, check_whole
 
 MOST_SPREAD = 50.0
 """Sigma / alpha where the way ends: 2% of the picture is left in its noise, which nobody sees.
@@ -47,6 +47,7 @@ def inversion_levels(schedule: Schedule, steps: int) -> list[Level]:
     Raises:
         ValueError: if the steps are out of range.
     """
+    check_whole("steps", steps)
     levels = Levels(schedule)
     logs = levels.log_spread[levels.log_spread <= np.log(MOST_SPREAD)]
     times = np.arange(len(logs))
@@ -88,6 +89,7 @@ def inversion_plan(schedule: Schedule, steps: int, repeats: int, max_calls: Sequ
     Raises:
         ValueError: if the steps are out of range, or the calls do not fit.
     """
+    check_whole("repeats", repeats)
     if repeats < 1:
         raise ValueError(f"repeats must be at least 1, got {repeats}")
     calls = ddim_fixed_point(inversion_levels(schedule, steps), repeats)

@@ -1,10 +1,12 @@
 """Along great circles: between embeddings, between noises, and towards what a text changes."""
 
+import math
+
 import numpy as np
 from jaxtyping import Float
 
 PARALLEL = 1e-4
-"""Angle, in radians, below which an arc is a straight line."""
+"""Angle, in radians, below which an arc is a straight line; and the same between unit vectors."""
 
 Vector = Float[np.ndarray, "..."]
 """An array of any shape, taken as one vector."""
@@ -12,7 +14,7 @@ Vector = Float[np.ndarray, "..."]
 
 def unit(vector: Vector) -> Vector:
     """The vector over its length."""
-    return vector / np.linalg.norm(vector)
+    return vector / np.linalg.norm(vector).astype(vector.dtype)
 
 
 def slerp(a: Vector, b: Vector, share: float) -> Vector:
@@ -22,11 +24,17 @@ def slerp(a: Vector, b: Vector, share: float) -> Vector:
 
     Between normal noises of many numbers the result is as large as they are, where a straight line
     would pass through a middle of half the variance.
+
+    Args:
+        a: not 0, of any shape; float32 stays float32.
+        b: likewise, of the same shape.
+        share: 0 to 1.
     """
     angle = float(np.arccos(np.clip(np.vdot(unit(a), unit(b)), -1, 1)))
     if min(angle, np.pi - angle) < PARALLEL:  # of opposite ends every arc is as good as the next
         return (1 - share) * a + share * b
-    return (np.sin((1 - share) * angle) * a + np.sin(share * angle) * b) / np.sin(angle)
+    of_a, of_b = (math.sin(part * angle) / math.sin(angle) for part in (1 - share, share))
+    return of_a * a + of_b * b
 
 
 def text_difference(there: Vector, here: Vector) -> Vector:
@@ -44,5 +52,12 @@ def text_difference(there: Vector, here: Vector) -> Vector:
 
 
 def mean_direction(vectors: Float[np.ndarray, "vectors dim"], weights: Vector) -> Vector:
-    """The weighted mean of unit vectors, as a unit vector."""
-    return unit(np.einsum("n,nd->d", weights, vectors))
+    """The weighted mean of unit vectors, as a unit vector.
+
+    Raises:
+        ValueError: they cancel out.
+    """
+    mean = np.einsum("n,nd->d", weights, vectors) / np.sum(weights)
+    if np.linalg.norm(mean) < PARALLEL:
+        raise ValueError("the parts of the mixture cancel out: they have no mean direction")
+    return unit(mean)

@@ -33,6 +33,12 @@ def to_picture(
         return image.convert("RGB")
     if image.ndim != 3 or image.shape[-1] != 3:
         raise ValueError(f"an image is [height, width, 3], got {image.shape}")
+    if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
+        raise ValueError(f"pixels are uint8, or floats in [-1, 1], got {image.dtype}: convert them")
+    if image.dtype != np.uint8 and np.abs(image).max(initial=0) > 2:
+        raise ValueError(
+            f"float pixels must be in [-1, 1], got {image.min():.4g} to {image.max():.4g}"
+        )
     if image.dtype != np.uint8:
         image = to_pixels(image)
     return Image.fromarray(image)

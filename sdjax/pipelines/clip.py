@@ -9,6 +9,7 @@
 'a red apple'
 """
 
+import math
 import os
 import struct
 from collections.abc import Callable, Sequence
@@ -38,6 +39,9 @@ from sdjax.weights.config_json import from_json
 UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files that are no images, or damaged ones."""
 
+LOGIT_SCALE = math.log(100)
+"""Of the published CLIPs, all of which end at the limit of training (arXiv 2103.00020, 2.5). For
+files of other models that hold CLIP's towers without it."""
 BATCH = 64
 """Images or texts that go through a tower at once, at most."""
 
@@ -48,9 +52,15 @@ Embeddings = Float[np.ndarray, "rows dim"]
 
 
 @partial(jax.jit, static_argnames="tower")
+def project_images(tower: config.ImageTower, params: Params, images: Images) -> Vectors:
+    """Image embeddings, as long as the tower makes them, of images normalised as it was trained."""
+    return apply(ClipImage(tower), params, images)
+
+
+@partial(jax.jit, static_argnames="tower")
 def embed_images(tower: config.ImageTower, params: Params, images: Images) -> Vectors:
     """Unit vectors of images, normalised as the tower was trained."""
-    return unit(apply(ClipImage(tower), params, images))
+    return unit(project_images(tower, params, images))
 
 
 @partial(jax.jit, static_argnames=("tower", "end_id"))
@@ -90,6 +100,18 @@ def in_batches(function: Callable[[np.ndarray], Array], rows: np.ndarray, size: 
         full = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
         results.append(np.asarray(function(full))[: len(batch)])
     return np.concatenate(results)
+
+
+def check_pictures(pictures: Pictures) -> None:
+    """Refuse no picture, and one instead of a list of them.
+
+    Raises:
+        ValueError: in these cases.
+    """
+    if isinstance(pictures, str | os.PathLike | Image.Image):
+        raise ValueError(f"give a list of images, not one: [{pictures!r}]")
+    if not len(pictures):
+        raise ValueError("no images: give at least one")
 
 
 def read_picture(picture: Picture) -> Image.Image:
@@ -149,21 +171,25 @@ class Clip:
         pixels = np.stack([square(read_picture(image), size) for image in images])
         return normalize(pixels, self.image_mean, self.image_std)
 
-    def image_embeddings(self, images: Pictures) -> Embeddings:
-        """Unit vectors of images [images, projection_dim].
+    def image_embeddings(self, images: Pictures, *, unit_length: bool = True) -> Embeddings:
+        """Embeddings of images [images, projection_dim].
+
+        Args:
+            images: files, Pillow images or pixels.
+            unit_length: over their lengths, as CLIP compares them.
 
         Raises:
-            ValueError: there is no image, or a file is none.
+            ValueError: there is no image, or a file is none; one image instead of a list.
             FileNotFoundError: there is no such file.
         """
-        if not len(images):
-            raise ValueError("no images: give at least one")
+        check_pictures(images)
         tower, params = self.config.image, self.params["image"]
         size = _batch_size(len(images))
+        network = embed_images if unit_length else project_images
 
         def embed(images: Pictures) -> Embeddings:
             return in_batches(
-                lambda x: embed_images(tower, params, jnp.asarray(x)),
+                lambda x: network(tower, params, jnp.asarray(x)),
                 self.preprocess(images),
                 size,
             )
@@ -254,7 +280,7 @@ def clip_of(model: Model) -> Clip:
     else:
         towers = _carried(model)
         params = {name: model.params[name] for name in ("text", "image")}
-        params["logit_scale"] = jnp.float32(described["logit_scale"])
+        params["logit_scale"] = jnp.float32(described.get("logit_scale", LOGIT_SCALE))
     wanted = ("image_mean", "image_std")
     if missing := [field for field in wanted if field not in described]:
         raise ValueError(

@@ -75,7 +75,8 @@ KARLO = Settings(
     upsampler_steps=(7,),
     upsampler_sampler="unclip prior",  # the posterior's variance, times from the last to 0
 )
-"""Of Karlo, whose files do not say how it is sampled: its repository's counts and guidance."""
+"""Of Karlo, whose files do not say how it is sampled: the fast setting of its repository (the other
+has 50 steps of the decoder), which is diffusers' own."""
 
 
 def _unclip(model: Model, system: config.Unclip) -> Unclip:

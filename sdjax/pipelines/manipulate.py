@@ -1,7 +1,8 @@
 """What DALL-E 2 was famous for: pictures varied, mixed, told otherwise, filled in and redrawn.
 
-All of it is done to the pair (image embedding, noise) of a picture (arXiv 2204.06125, section 3).
-Every function takes an `Unclip` first and returns images, whose recipe names the function.
+Variations, interpolations and text diffs are done to the pair (image embedding, noise) of a picture
+(arXiv 2204.06125, section 3). Every function takes an `Unclip` first and returns images, whose
+recipe names the function.
 """
 
 from collections.abc import Mapping, Sequence
@@ -44,7 +45,8 @@ def reconstruct(
     """Pictures to embedding and noise and back: what is lost on the way is lost in all others."""
     plans = _back(pipe, steps)
     latents = pipe.invert(pictures, steps, repeats)
-    return _drawn(pipe, latents, plans, {"from": "reconstruct", "steps": steps})
+    recipe = {"from": "reconstruct", "steps": steps, "repeats": repeats}
+    return _drawn(pipe, latents, plans, recipe)
 
 
 def variations(
@@ -94,6 +96,9 @@ def interpolate(
         steps: of DDIM in each stage.
         fixed_noise: keep the noise of the first, instead of the arc between both noises; the last
             picture then shares only its embedding with `last`.
+
+    Raises:
+        ValueError: for numbers out of range, or a file that is no picture.
     """
     check_count("n, the number of pictures,", n)
     if n < 2:
@@ -133,6 +138,9 @@ def textdiff(
         thetas: how far towards it, 0 (not at all) to 1; the paper goes up to 0.25 to 0.5.
         steps: of DDIM in each stage.
         guidance: of the decoder by the embedding.
+
+    Raises:
+        ValueError: for numbers out of range; an empty text, or two that mean the same to CLIP.
     """
     check_guidance("guidance", guidance)
     check_texts([here, there])
@@ -142,7 +150,9 @@ def textdiff(
     z_here, z_there = pipe.embed_texts([here, there])
     away = text_difference(z_there, z_here)
     latents = _repeated(pipe.invert([image], steps, REPEATS, guidance), len(thetas))
-    embeddings = np.stack([slerp(latents.embeddings[0], away, theta) for theta in thetas])
+    length = np.linalg.norm(latents.embeddings[0])  # not 1 for Karlo
+    begin = latents.embeddings[0] / length
+    embeddings = length * np.stack([slerp(begin, away, theta) for theta in thetas])
     recipe = {
         "from": "textdiff",
         "here": here,
@@ -163,7 +173,7 @@ def mix(
     seed: int = 0,
     **options: Any,
 ) -> Images:
-    """Pictures of several things at once: the mean of their image embeddings, as a unit vector.
+    """Pictures of several things at once: the mean direction of their image embeddings.
 
     Args:
         pipe: the model.
@@ -172,11 +182,15 @@ def mix(
         n: how many.
         seed: of the first, and of the texts' embeddings.
         **options: of the model's call: prior, steps, guidance and so on.
+
+    Raises:
+        ValueError: for fewer than two parts, weights that are none, or parts that cancel out.
     """
-    if len(parts) < 2:
-        raise ValueError(f"there is nothing to mix: {len(parts)} parts")
-    weights = [1.0] * len(parts) if weights is None else list(weights)
-    if len(weights) != len(parts) or min(weights) < 0 or sum(weights) == 0:
+    if isinstance(parts, str) or len(parts) < 2:
+        raise ValueError(f"there is nothing to mix: give a list of at least two, not {parts!r}")
+    weights = [1.0] * len(parts) if weights is None else [float(weight) for weight in weights]
+    fit = len(weights) == len(parts) and np.isfinite(weights).all() and min(weights) >= 0
+    if not fit or sum(weights) == 0:
         raise ValueError(f"{len(parts)} parts need as many weights of at least 0, got {weights}")
     settings, seeds = pipe.complete(**options), each_seed(seed, 1, n)
     plans = settings.plans(pipe.config)
@@ -185,7 +199,9 @@ def mix(
     seen = iter(pipe.embed(pictures) if pictures else ())
     told = iter(pipe.imagine(texts, np.repeat(seeds[:1], len(texts)), settings) if texts else ())
     vectors = np.stack([next(told if isinstance(part, str) else seen) for part in parts])
-    mean = mean_direction(vectors, np.asarray(weights, np.float64)).astype(np.float32)
+    lengths = np.linalg.norm(vectors, axis=1)  # not 1 for Karlo
+    mean = mean_direction(vectors / lengths[:, None], np.asarray(weights, np.float64))
+    mean = (np.average(lengths, weights=weights) * mean).astype(np.float32)
     drawn = pipe.draw(np.tile(mean, (n, 1)), plans, seeds=seeds, guidance=settings.guidance)
     names = [part if isinstance(part, str) else "a picture" for part in parts]
     recipe = {**settings.recipe(), "from": "mix", "parts": names, "weights": weights}
@@ -244,24 +260,39 @@ def inpaint(
     Args:
         pipe: the model.
         picture: of any size; the middle square is taken.
-        hole: of the picture's size, True where it is drawn anew.
+        hole: bool, of the picture's size, True where it is drawn anew.
         prompt: what the whole picture shows then.
         repeats: how often each stretch of the decoder's steps is walked, to agree with what is
             known; 1 is once, and fast.
         jump: steps of a stretch.
         n: how many.
         seed: of the first.
-        **options: of the model's call: prior, steps, guidance and so on; but samplers are DDPM's.
+        **options: of the model's call: prior, steps, guidance and so on; but the sampler is DDPM.
+
+    Raises:
+        ValueError: for a hole of another size, or that is all or nothing of the middle square; for
+            numbers out of range, or a sampler.
     """
-    image = read_picture(picture)
+    for name in ("sampler", "eta"):
+        if options.get(name) is not None:
+            raise ValueError(
+                f"{name} is nothing for inpainting, whose sampler is DDPM: leave it out"
+            )
+    image, hole = read_picture(picture), np.asarray(hole)
+    if hole.dtype != bool:
+        raise ValueError(
+            f"the hole must be of True and False, got {hole.dtype}: compare, mask > 127"
+        )
     if hole.shape != (image.height, image.width):
         raise ValueError(
             f"the hole is {hole.shape}, the picture {(image.height, image.width)}: they must agree"
         )
-    if hole.all() or not hole.any():
-        raise ValueError("the hole must be a part of the picture, neither all of it nor nothing")
     size = pipe.sizes[-1]
     missing = square(Image.fromarray(hole.astype(np.uint8) * 255).convert("RGB"), size)[..., 0] > 0
+    if missing.all() or not missing.any():
+        raise ValueError(
+            "the hole must be a part of the picture's middle square, neither all of it nor nothing"
+        )
     settings, seeds = pipe.complete(**options), each_seed(seed, 1, n)
     schedules, steps = pipe.schedules, (settings.steps, *settings.upsampler_steps)
     plans = [
@@ -278,7 +309,7 @@ def inpaint(
             pipe.fresh(seeds), pipe.pyramid([picture]), pipe.sizes, strict=True
         )
     ]
-    recipe = {"from": "inpaint", "repeats": repeats, "jump": jump}
+    recipe = {"from": "inpaint", "sampler": "ddpm", "eta": 0.0, "repeats": repeats, "jump": jump}
     return _told(pipe, prompt, given, plans, settings, seeds, recipe)
 
 
@@ -294,9 +325,15 @@ def outpaint(
         pixels: of the finished picture that are new, at every border, or (top, right, bottom,
             left); top + bottom must be left + right, as the picture stays square.
         **options: of `inpaint`.
+
+    Raises:
+        ValueError: for borders that leave no square of the picture, and as `inpaint`.
     """
-    top, right, bottom, left = 4 * (pixels,) if isinstance(pixels, int) else tuple(pixels)
     size = pipe.sizes[-1]
+    borders = np.asarray(pixels)
+    if borders.shape not in ((), (4,)) or not np.issubdtype(borders.dtype, np.integer):
+        raise ValueError(f"pixels must be a whole number, or four for the borders, got {pixels!r}")
+    top, right, bottom, left = np.broadcast_to(borders, 4).tolist()
     inner = size - top - bottom
     if min(top, right, bottom, left) < 0 or top + bottom != left + right or not 0 < inner < size:
         raise ValueError(
@@ -308,7 +345,10 @@ def outpaint(
     canvas[inside] = square(read_picture(picture), inner)
     hole = np.ones((size, size), bool)
     hole[inside] = False
-    return inpaint(pipe, canvas, hole, prompt, **options)
+    images = inpaint(pipe, canvas, hole, prompt, **options)
+    for image in images:
+        image.info[RECIPE] |= {"from": "outpaint", "pixels": [top, right, bottom, left]}
+    return images
 
 
 def _back(pipe: Unclip, steps: int, eta: float = 0.0) -> list[Plan]:

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from sdjax import config
-from sdjax.denoisers.autoregressive import AutoregressivePrior, Memory
-from sdjax.denoisers.prior import DiffusionPrior
+from sdjax.denoisers.autoregressive import AutoregressivePrior
+from sdjax.denoisers.prior import DiffusionPrior, Memory, repeat
 from sdjax.diffusion.analytic import analytic_plan
 from sdjax.diffusion.guidance import guide_doubled
 from sdjax.diffusion.loop import begin, initial_noise, sample
@@ -25,6 +25,8 @@ from sdjax.diffusion.samplers import Plan, sampling_plan
 from sdjax.image.clip_image import unit
 from sdjax.image.codes import Codebook, decode, draw_dot
 from sdjax.nn.functional import Params, apply
+from sdjax.pipelines.request import CALL_LIMITS
+from sdjax.pipelines.unclip_request import check_count, check_guidance
 from sdjax.shapes import Keys, Mask, Scalar, Sequence, Tokens, Vectors
 from sdjax.text.clip_text import ClipText, end_positions
 from sdjax.weights.config_json import from_json
@@ -77,10 +79,14 @@ def read_text(
 
 
 def diffusion_plan(model: config.DiffusionPrior, steps: int, errors: Errors | None) -> Plan:
-    """Strided DDPM steps with the variance of Analytic-DPM; without `errors` as for Karlo."""
+    """Strided DDPM steps with the variance of Analytic-DPM; without `errors` as for Karlo.
+
+    Raises:
+        ValueError: if the steps are out of range.
+    """
     if errors is None:
-        return sampling_plan(model.schedule, steps, sampler="unclip prior")
-    return analytic_plan(model.schedule, steps, errors.times, errors.values)
+        return sampling_plan(model.schedule, steps, CALL_LIMITS, sampler="unclip prior")
+    return analytic_plan(model.schedule, steps, errors.times, errors.values, CALL_LIMITS)
 
 
 @partial(jax.jit, static_argnames=("model", "candidates", "guided"))
@@ -111,11 +117,14 @@ def sample_diffusion(
         candidates: drawn for each; the nearest to the text embedding is kept.
         guided: False saves half of the work; guidance is then 1.
     """
-    text, keys = _repeat(text, keys, candidates)
-    told = _beside(empty, text) if guided else text
     network = DiffusionPrior(model)
     size = 1.0 if model.scale is None else model.scale
-    memory = apply(network, params, size * told.embedding, told.states, told.mask, method="begin")
+
+    def begin_with(told: Text) -> Memory:
+        return apply(network, params, size * told.embedding, told.states, told.mask, method="begin")
+
+    memory = _memory(begin_with, text, empty if guided else None, candidates)
+    keys = _each_candidate(keys, candidates)
 
     def denoise(x: Array, time: Array) -> Array:
         vectors = x[:, 0, 0]
@@ -129,7 +138,7 @@ def sample_diffusion(
     x, _ = sample(denoise, plan, noise, keys, prediction="x0")
     images = x[:, 0, 0]
     images = unit(images) if statistics is None else images * statistics.std + statistics.mean
-    return _best(images, text.embedding, candidates)
+    return best_of(images, text.embedding)
 
 
 @partial(jax.jit, static_argnames=("model", "candidates", "guided"))
@@ -148,14 +157,17 @@ def sample_codes(
 ) -> Vectors:
     """Image embeddings code by code, with keys and values of attention remembered.
 
-    The arguments are those of `sample_diffusion`. Guidance is on the logits, which `temperature`
-    then divides. The dot product is not sampled but drawn from the top half.
+    The arguments are those of `sample_diffusion`. Guidance s is on the logits, which `temperature`
+    T, above 0, then divides: p(code) = softmax((l_empty + s (l_text - l_empty)) / T). The dot
+    product is not sampled but drawn from the top half.
     """
-    text, keys = _repeat(text, keys, candidates)
-    told = _beside(empty, text) if guided else text
     network, fold = AutoregressivePrior(model), jax.random.fold_in
-    states, mask = told.states[:, -model.text_tokens :], told.mask[:, -model.text_tokens :]
-    _, memory = apply(network, params, told.embedding, states, mask, method="begin")
+
+    def begin_with(told: Text) -> Memory:
+        return apply(network, params, *told, method="begin")[1]
+
+    memory = _memory(begin_with, text, empty if guided else None, candidates)
+    keys = _each_candidate(keys, candidates)
 
     def write(
         carry: tuple[Array, Memory], index: Array
@@ -173,32 +185,42 @@ def sample_codes(
 
     dot = draw_dot(jax.vmap(lambda key: fold(key, model.codes))(keys), model.buckets)
     _, codes = jax.lax.scan(write, (dot, memory), jnp.arange(model.codes))
-    return _best(unit(decode(book, codes.T)), text.embedding, candidates)
+    return best_of(unit(decode(book, codes.T)), text.embedding)
 
 
-def _repeat(
-    text: Text, keys: Key[Array, " texts"], candidates: int
-) -> tuple[Text, Key[Array, " rows"]]:
-    """Each text and a key of its own for every candidate: all of the first text come first."""
-    if candidates < 1:
-        raise ValueError(f"candidates must be at least 1, got {candidates}")
-    text = jax.tree.map(lambda x: jnp.repeat(x, candidates, axis=0), text)
-    return text, jax.vmap(lambda key: jax.random.split(key, candidates))(keys).reshape(-1)
+def _memory(
+    begin_with: Callable[[Text], Memory], text: Text, empty: Text | None, candidates: int
+) -> Memory:
+    """What a prior remembers of each candidate's text; with `empty` of that for all, before.
+
+    A text is read once: its candidates, and all rows without a text, share what it leaves.
+    """
+    memory = repeat(begin_with(text), candidates)
+    if empty is None:
+        return memory
+    without = repeat(begin_with(empty), memory.mask.shape[0])
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]) if a.ndim else b, without, memory)
 
 
-def _beside(empty: Text, text: Text) -> Text:
-    """The doubled batch of guidance: without the text, and with it."""
-    rows = text.embedding.shape[0]
-    return jax.tree.map(lambda e, t: jnp.concatenate([jnp.repeat(e, rows, axis=0), t]), empty, text)
+def _each_candidate(keys: Key[Array, " texts"], candidates: int) -> Key[Array, " rows"]:
+    """A key of its own for every candidate: all of the first text come first."""
+    return jax.vmap(lambda key: jax.random.split(key, candidates))(keys).reshape(-1)
 
 
-def _best(
-    images: Float[Array, "rows dim"], texts: Float[Array, "rows dim"], candidates: int
+def best_of(
+    images: Float[Array, "rows dim"], texts: Float[Array, "texts dim"]
 ) -> Float[Array, "texts dim"]:
-    """Of the candidates for each text the one with the largest dot product with it."""
-    dots = jnp.sum(images * texts, axis=-1).reshape(-1, candidates)
-    kept = jnp.arange(dots.shape[0]) * candidates + jnp.argmax(dots, axis=1)
-    return images[kept]
+    """Of each text's candidates the one nearest to it: with the largest cosine."""
+    each = images.reshape(texts.shape[0], -1, images.shape[-1])
+    dots = jnp.einsum("tcd,td->tc", unit(each), texts)
+    return jnp.take_along_axis(each, jnp.argmax(dots, axis=1)[:, None, None], axis=1)[:, 0]
+
+
+def _check(candidates: int, guidance: float, temperature: float = 1.0) -> None:
+    check_count("candidates", candidates)
+    check_guidance("guidance", guidance)
+    if not (np.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a number above 0, got {temperature}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -221,10 +243,15 @@ class DiffusionSampler:
         candidates: int | None = None,
         steps: int | None = None,
     ) -> Vectors:
-        """Image embeddings of texts; what is not given is the prior's default."""
+        """Image embeddings of texts; what is not given is the prior's default.
+
+        Raises:
+            ValueError: for a number out of range.
+        """
         guidance = self.defaults.guidance if guidance is None else guidance
         candidates = self.defaults.candidates if candidates is None else candidates
         steps = self.defaults.steps if steps is None else steps
+        _check(candidates, guidance)
         return sample_diffusion(
             self.config,
             self.params,
@@ -258,10 +285,15 @@ class CodeSampler:
         candidates: int | None = None,
         temperature: float | None = None,
     ) -> Vectors:
-        """Image embeddings of texts; what is not given is the prior's default."""
+        """Image embeddings of texts; what is not given is the prior's default.
+
+        Raises:
+            ValueError: for a number out of range.
+        """
         guidance = self.defaults.guidance if guidance is None else guidance
         candidates = self.defaults.candidates if candidates is None else candidates
-        warmth = self.defaults.temperature if temperature is None else temperature
+        temperature = self.defaults.temperature if temperature is None else temperature
+        _check(candidates, guidance, temperature)
         return sample_codes(
             self.config,
             self.params,
@@ -270,7 +302,7 @@ class CodeSampler:
             empty,
             keys,
             jnp.float32(guidance),
-            jnp.float32(warmth),
+            jnp.float32(temperature),
             candidates=candidates,
             guided=guidance != 1,
         )
@@ -293,7 +325,11 @@ def prior_of(
     params: Params,
     described: Mapping[str, Any],
 ) -> Sampler:
-    """One prior, from the components and the model.json of a model, or of the prior alone."""
+    """One prior, from the components and the model.json of a model, or of the prior alone.
+
+    Raises:
+        ValueError: if it has neither a scale nor stored moments of image embeddings.
+    """
     diffuses = isinstance(prior, config.DiffusionPrior)
     part = "prior" if diffuses else "autoregressive_prior"
     facts = described.get(part, {})
@@ -302,6 +338,11 @@ def prior_of(
         return CodeSampler(prior, params[part], Codebook(**params["codebook"]), defaults)
     errors = facts.get("errors")
     moments = params.get("image_statistics")
+    if prior.scale is None and not moments:
+        raise ValueError(
+            "the prior standardises image embeddings, but their mean and deviation are not stored: "
+            "put the file of Karlo's statistics beside it and convert again"
+        )
     return DiffusionSampler(
         prior,
         params[part],

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from sdjax import config
-from sdjax.config import Schedule
+from sdjax.config import AutoregressivePrior, DiffusionPrior, Schedule
 from sdjax.diffusion.inversion import inversion_plan
 from sdjax.diffusion.loop import image_keys, initial_noise
 from sdjax.diffusion.samplers import Plan
@@ -71,6 +71,9 @@ class Unclip:
     styles: tuple[str, ...] = ()  # the style words a small model was trained with; () is any
 
     def __post_init__(self) -> None:
+        for prior in (self.config.prior, self.config.autoregressive_prior):
+            if prior is not None:
+                self._check_prior(prior)
         if self.config.decoder.text is not None:
             raise ValueError(
                 f"the decoder of {self.name} reads its text with a transformer of its own, which "
@@ -96,8 +99,9 @@ class Unclip:
         """Draw `n` images of each prompt.
 
         Image k of a prompt has seed `seed + k`; what else is drawn in the same call does not
-        matter. Only the number of images, guidance 1 (off), samplers with learned variance and the
-        prior's own steps and candidates take new compilations; other numbers and words do not.
+        matter. The number of images and of candidates, guidance 1 (off), samplers with learned
+        variance, the other prior, and more than 100 or 500 steps take new compilations; other
+        numbers and words do not.
 
         Args:
             prompt: one text or several; not empty.
@@ -130,13 +134,23 @@ class Unclip:
             sampler=sampler,
             eta=eta,
             guidance=guidance,
-            upsampler_steps=None if upsampler_steps is None else tuple(upsampler_steps),
+            upsampler_steps=upsampler_steps,
         )
+        check_texts(prompts)
         seeds, plans = each_seed(seed, len(prompts), n), settings.plans(self.config)
         texts = [text for text in prompts for _ in range(n)]
         embeddings = self.imagine(texts, seeds, settings)
         drawn = self.draw(embeddings, plans, seeds=seeds, texts=texts, guidance=settings.guidance)
         return self.finish(drawn, texts, seeds, settings.recipe())
+
+    def _check_prior(self, prior: DiffusionPrior | AutoregressivePrior) -> None:
+        """It must read what CLIP's text tower writes."""
+        text = self.config.text
+        if (prior.text_tokens, prior.text_dim) != (text.context_length, text.dim):
+            raise ValueError(
+                f"a prior of {self.name} reads {prior.text_tokens} hidden states of "
+                f"{prior.text_dim}, CLIP's text tower writes {text.context_length} of {text.dim}"
+            )
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -153,19 +167,26 @@ class Unclip:
         return settings
 
     def embed(self, pictures: Pictures) -> Embeddings:
-        """CLIP's image embeddings, unit vectors [pictures, dim].
+        """CLIP's image embeddings [pictures, dim], of the length that the decoder was trained with.
 
         Raises:
-            ValueError: the model has no image tower; there is no picture, or a file is none.
+            ValueError: the model has no image tower; there is no picture, a file is none, or there
+                is one picture instead of a list.
             FileNotFoundError: there is no such file.
         """
         if self.clip is None:
             raise ValueError(f"{self.name} has no image tower, which says what is in a picture")
-        return self.clip.image_embeddings(pictures)
+        unit_length = self.config.decoder.conditioning.unit_length
+        return self.clip.image_embeddings(pictures, unit_length=unit_length)
 
     def embed_texts(self, texts: Sequence[str]) -> Embeddings:
-        """CLIP's text embeddings, unit vectors [texts, dim]."""
+        """CLIP's text embeddings, unit vectors [texts, dim].
+
+        Raises:
+            ValueError: an empty text, or a style that the model does not know.
+        """
         check_texts(texts)
+        check_styles(self.name, self.styles, texts)
         warn_about_words(self.name, self.tokenizer, texts)
         return np.asarray(unit(self._read(texts, False).embedding))
 

@@ -1,6 +1,6 @@
 """What is asked of DALL-E 2: completed and checked before anything is compiled."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -20,7 +20,10 @@ IN_RANGE = Limits(clip=1.0)
 
 @dataclass(frozen=True)
 class Settings:
-    """How pictures are drawn. The defaults are the paper's (arXiv 2204.06125, table 3)."""
+    """How pictures are drawn.
+
+    The defaults are the paper's: steps of table 3 (arXiv 2204.06125), guidance of section 5.
+    """
 
     prior: str = "diffusion"  # what makes an image embedding of a text
     prior_steps: int | None = None  # of the diffusion prior; None, and below: the prior's own
@@ -35,7 +38,10 @@ class Settings:
 
     def completed(self, **changes: Any) -> "Settings":
         """With all `changes` that are not None."""
-        return replace(self, **{name: x for name, x in changes.items() if x is not None})
+        given = {name: x for name, x in changes.items() if x is not None}
+        if isinstance(steps := given.get("upsampler_steps"), Iterable):
+            given["upsampler_steps"] = tuple(steps)
+        return replace(self, **given)
 
     def check(self, model: str, system: config.Unclip) -> None:
         """Refuse, in words, what the model cannot draw."""
@@ -43,8 +49,15 @@ class Settings:
             raise ValueError(f"unknown prior {self.prior!r}: choose {' or '.join(PRIORS)}")
         check_guidance("guidance", self.guidance)
         check_guidance("prior_guidance", self.prior_guidance)
-        for name in ("prior_steps", "best_of"):
+        for name in ("prior_steps", "best_of", "steps"):
             check_count(name, getattr(self, name))
+        if not isinstance(self.upsampler_steps, tuple):
+            raise ValueError(
+                f"upsampler_steps must be a list, a number for each upsampler, got "
+                f"{self.upsampler_steps!r}"
+            )
+        for steps in self.upsampler_steps:
+            check_count("upsampler_steps", steps)
         if len(self.upsampler_steps) != len(system.upsamplers):
             raise ValueError(
                 f"{model} has {len(system.upsamplers)} upsamplers, upsampler_steps are "
@@ -122,7 +135,9 @@ def check_count(name: str, count: Any) -> None:
 
 
 def check_texts(texts: Sequence[str]) -> None:
-    """Refuse no text, or an empty one."""
+    """Refuse no text, an empty one, and one instead of a list."""
+    if isinstance(texts, str):
+        raise ValueError(f"give a list of texts, not one: [{texts!r}]")
     if not len(texts) or any(not text.strip() for text in texts):
         raise ValueError("the prompt is empty: say what the picture should show")
 

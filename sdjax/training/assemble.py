@@ -35,7 +35,8 @@ def assemble(
     Args:
         folder: where.
         name: of the model.
-        clip: the bundled model whose CLIP the parts were trained with; it is not stored again.
+        clip: the bundled model whose CLIP the parts were trained with; it is not stored again. No
+            file says which that was: parts of another CLIP of the same width draw nonsense.
         decoder: model folder of the decoder.
         upsamplers: of the upsamplers, in their order.
         prior: of the diffusion prior.
@@ -50,6 +51,8 @@ def assemble(
     if clip not in bundled_models():
         raise ValueError(f"no bundled model {clip!r}: choose among {', '.join(bundled_models())}")
     _, lender = open_model(BUNDLED / clip)
+    if "clip" not in lender:
+        raise ValueError(f"{clip} has no CLIP of its own: choose another")
     towers = from_json(config.Clip, lender["clip"])
     components: dict[str, Any] = {}
     described: dict[str, Any] = {"training": {}}
@@ -62,7 +65,7 @@ def assemble(
         if not isinstance(configs[part], kind):
             raise ValueError(f"{path} holds a {facts['kind']}, wanted is the {part}")
         components.update({new: unflatten(found[old]) for old, new in kept.items()})
-        described["training"][part] = facts["training"]
+        described["training"][part] = facts.get("training", {})
         if part in facts:  # how a prior is sampled
             described[part] = facts[part]
 

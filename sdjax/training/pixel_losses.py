@@ -3,6 +3,8 @@
 Pure functions of (params, batch, key), as those of `sdjax.training.losses`.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
@@ -36,8 +38,8 @@ def decoder_loss(model: config.Decoder, drop_image: float, drop_text: float) -> 
     params: {"unet", "conditioning"}.
     """
     unet, conditioning = UNet(model.unet), ImageConditioning(model.conditioning)
-    schedule = model.schedule
-    table, steps = jnp.asarray(alpha_bars(schedule), jnp.float32), reverse_steps(schedule)
+    schedule, pixel_error = model.schedule, hybrid_error(model.schedule)
+    table = jnp.asarray(alpha_bars(schedule), jnp.float32)
 
     def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
         key_time, key_noise, key_image, key_text, key_dropout = jax.random.split(key, 5)
@@ -68,17 +70,33 @@ def decoder_loss(model: config.Decoder, drop_image: float, drop_text: float) -> 
             vector,
             dropout=key_dropout,
         )
-        output, share = jnp.split(output, 2, axis=-1)
-        wanted = target(x0, noise, table[time], schedule.prediction)
-        simple = jnp.mean((output - wanted) ** 2)
-        level = table[time]
-        guess, _ = split(
-            jax.lax.stop_gradient(output), x, level**0.5, (1 - level) ** 0.5, schedule.prediction
-        )
+        return pixel_error(output, x0, noise, time)
+
+    return loss
+
+
+def hybrid_error(
+    schedule: config.Schedule,
+) -> Callable[[Array, Array, Array, Array], tuple[Array, Metrics]]:
+    """L_hybrid of (output, x0, noise, time); of a network without variances only L_simple.
+
+    The output is [batch, height, width, 2 * channels], or channels, of what the schedule says is
+    predicted and then of the variance's place between its bounds; x0 is in [-1, 1].
+    """
+    table, steps = jnp.asarray(alpha_bars(schedule), jnp.float32), reverse_steps(schedule)
+
+    def error(output: Array, x0: Array, noise: Array, time: Array) -> tuple[Array, Metrics]:
+        level, channels = table[time], x0.shape[-1]
+        output, share = output[..., :channels], output[..., channels:]
+        simple = jnp.mean((output - target(x0, noise, level, schedule.prediction)) ** 2)
+        if not share.shape[-1]:
+            return simple, {}
+        x, alpha, sigma = add_noise(x0, noise, level), level**0.5, (1 - level) ** 0.5
+        guess, _ = split(jax.lax.stop_gradient(output), x, alpha, sigma, schedule.prediction)
         bound = schedule.train_steps * bound_terms(steps, time, x0, guess, share).mean()
         return simple + BOUND_WEIGHT * bound, {"squared_error": simple, "bits_per_dim": bound}
 
-    return loss
+    return error
 
 
 DEGRADED = 0.5
@@ -96,8 +114,16 @@ def upsampler_loss(model: config.Upsampler, crop: int) -> Loss:
 
     batch: pixels uint8 [batch, image_size, image_size, 3].
     params: {"unet"}.
+
+    Raises:
+        ValueError: for a crop that is no part of the picture, or that the UNet cannot halve.
     """
-    unet, schedule = UNet(model.unet), model.schedule
+    if not 0 < crop <= model.image_size or crop % model.unet.factor:
+        raise ValueError(
+            f"a crop of {crop} pixels: it must be a multiple of {model.unet.factor}, at most "
+            f"{model.image_size}"
+        )
+    unet, schedule, pixel_error = UNet(model.unet), model.schedule, hybrid_error(model.schedule)
     table = jnp.asarray(alpha_bars(schedule), jnp.float32)
 
     def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
@@ -114,8 +140,7 @@ def upsampler_loss(model: config.Upsampler, crop: int) -> Loss:
         noise = jax.random.normal(key_noise, x0.shape)
         x = jnp.concatenate([add_noise(x0, noise, table[time]), seen], -1)
         output = apply(unet, params["unet"], x, time.astype(jnp.float32), dropout=key_dropout)
-        wanted = target(x0, noise, table[time], schedule.prediction)
-        return jnp.mean((output - wanted) ** 2), {}
+        return pixel_error(output, x0, noise, time)
 
     return loss
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import numpy as np
 
-from sdjax.config import Clip, Config, Depth
+from sdjax.config import Clip, Config, Depth, Unclip
 from sdjax.image.preprocess import CLIP_MEAN, CLIP_STD
 from sdjax.weights.config_json import to_json
 from sdjax.weights.files import MODEL_FILE, StoredDtype, open_model, open_unused, save_model, sha256
@@ -82,13 +82,18 @@ def describe(source: Source, name: str | None = None) -> dict[str, Any]:
         "name": own if source.family == CUSTOM else source.family,
         "family": source.family,
         "config": to_json(source.config),
-        **({"image_mean": CLIP_MEAN, "image_std": CLIP_STD} if source.kind == "clip" else {}),
+        **({"image_mean": CLIP_MEAN, "image_std": CLIP_STD} if _sees(source.config) else {}),
         "source": {
             "name": name or path.name,
             "layout": source.layout,
             "moving_average": source.averaged,
         },
     }
+
+
+def _sees(model: Config) -> bool:
+    """Does it have CLIP's image tower for pictures that people give?"""
+    return isinstance(model, Clip | Unclip) and model.image is not None
 
 
 def _hashes(source: Source) -> dict[str, str]:

@@ -23,6 +23,7 @@ def conditioning(config: Json) -> ImageConditioning:
         vector_dim=f.whole("time_embed_dim"),
         text_dim=embedding_dim,
         mask_padding=True,
+        unit_length=False,
     )
     f.finish(HUB)
     return result

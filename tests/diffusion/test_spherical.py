@@ -46,3 +46,10 @@ def test_the_difference_of_texts_is_a_direction():
 def test_the_mean_of_two_is_the_middle_of_their_arc():
     np.testing.assert_allclose(mean_direction(np.stack([A, B]), np.ones(2)), slerp(A, B, 0.5))
     np.testing.assert_allclose(mean_direction(np.stack([A, B]), np.array([2.0, 0.0])), A)
+    with pytest.raises(ValueError, match="cancel out"):
+        mean_direction(np.stack([A, -A]), np.ones(2))
+
+
+def test_small_numbers_stay_small():
+    a, b = A.astype(np.float32), B.astype(np.float32)
+    assert {slerp(a, b, 0.3).dtype, text_difference(a, b).dtype} == {np.dtype("float32")}

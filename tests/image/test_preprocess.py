@@ -67,3 +67,5 @@ def test_clip_images_of_all_kinds():
 def test_what_is_no_color_image_is_refused():
     with pytest.raises(ValueError, match=r"an image is \[height, width, 3\], got \(6, 6, 4\)"):
         to_picture(np.zeros((6, 6, 4), np.uint8))
+    with pytest.raises(ValueError, match=r"float pixels must be in \[-1, 1\], got 0 to 255"):
+        to_picture(255.0 * np.eye(6)[..., None].repeat(3, -1))

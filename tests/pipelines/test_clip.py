@@ -157,6 +157,8 @@ def test_no_text_is_refused(clip, texts, message):
 def test_no_image_is_refused(clip):
     with pytest.raises(ValueError, match="no images"):
         clip.image_embeddings([])
+    with pytest.raises(ValueError, match="give a list of images, not one"):
+        clip.image_embeddings("apple.png")
 
 
 def test_words_never_seen_are_told(clip):

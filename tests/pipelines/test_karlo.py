@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 import tiny_models as tiny
-from weights.published import KARLO, PRIOR
+from weights.published import KARLO, PRIOR, WIDE_IMAGE
 
 import sdjax
 from sdjax.config import Unclip
 from sdjax.weights.config_json import to_json
-from sdjax.weights.conversion import export_model
+from sdjax.weights.conversion import convert_checkpoint, export_model
 from sdjax.weights.files import save_model
 from sdjax.weights.layouts import component_shapes
 
@@ -38,6 +38,22 @@ def test_it_draws(pipe):
     drawn = pipe("a cat", seed=0, steps=2, prior_steps=2, upsampler_steps=(2,))
     pixels = np.asarray(drawn[0])
     assert pixels.shape == (32, 32, 3) and pixels.std() > 1
+
+
+def test_one_that_varies_pictures_sees_them_as_long_as_clip_makes_them(tmp_path):
+    text = replace(KARLO.text, vocab_size=49_408)
+    system = replace(KARLO, text=text, prior=None, image=WIDE_IMAGE)
+    shapes = component_shapes(system)
+    params = {name: tiny.fill(shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
+    model = {"kind": "unclip", "name": "karlo", "config": to_json(system)}
+    save_model(tmp_path / "ours", params, model)
+    export_model(tmp_path / "ours", tmp_path / "theirs", "diffusers")
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "again")
+    for folder in ("theirs", "again"):
+        pipe = sdjax.load(tmp_path / folder)
+        found = pipe.embed([np.zeros((20, 20, 3), np.uint8)])
+        assert found.shape == (1, 32) and abs(np.linalg.norm(found) - 1) > 0.01
+        assert pipe.priors == {}
 
 
 def test_it_visits_the_times_of_the_reference(pipe):

@@ -60,9 +60,9 @@ def test_guidance_1_is_off_and_more_moves_away_from_no_text(sampler):
 
 
 def test_the_kept_candidate_is_the_one_with_the_largest_dot_product():
-    images, texts = priors.unit_rows(0, 6), np.repeat(priors.unit_rows(1, 2), 3, axis=0)
-    kept = pipeline._best(jnp.asarray(images), jnp.asarray(texts), 3)
-    dots = np.sum(images * texts, axis=1).reshape(2, 3).argmax(1)
+    images, texts = priors.unit_rows(0, 6), priors.unit_rows(1, 2)
+    kept = pipeline.best_of(jnp.asarray(images), jnp.asarray(texts))
+    dots = np.sum(images * np.repeat(texts, 3, axis=0), axis=1).reshape(2, 3).argmax(1)
     np.testing.assert_array_equal(kept, images[[dots[0], 3 + dots[1]]])
 
 
@@ -99,6 +99,24 @@ def test_statistics_put_mean_and_deviation_back():
     )
     moved = replace(plain, statistics=Statistics(mean, std))
     np.testing.assert_allclose(draw(moved), 3 + 0.5 * draw(plain), atol=1e-5)
+
+
+def test_numbers_out_of_range_are_refused():
+    for options, message in (
+        ({"candidates": 0}, "candidates must be at least 1, got 0"),
+        ({"guidance": 0.5}, "guidance must be a number of at least 1"),
+        ({"steps": 0}, "steps must be between 1 and"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            draw(DIFFUSION, **options)
+    with pytest.raises(ValueError, match="temperature must be a number above 0, got 0"):
+        draw(CODES, temperature=0.0)
+
+
+def test_a_prior_that_standardises_needs_to_know_how():
+    model = replace(priors.DIFFUSION, scale=None)
+    with pytest.raises(ValueError, match="mean and deviation are not stored"):
+        pipeline.prior_of(model, {"prior": priors.DIFFUSION_PARAMS}, {})
 
 
 def test_the_priors_of_a_model_come_from_its_components_and_its_description():

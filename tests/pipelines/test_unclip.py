@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_unclip
@@ -19,6 +20,8 @@ CAT, DOG = "a red cat, noto style", "a green dog, flat style"
 PICTURES = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
 HOLE = np.zeros((16, 16), bool)
 HOLE[4:12, 8:] = True
+ASIDE = np.zeros((16, 48), bool)
+ASIDE[:, :10] = True
 STEPS = 24
 
 
@@ -179,6 +182,8 @@ def test_known_pixels_stay(pipe):
     drawn = pixels(found)
     assert np.abs(drawn - PICTURES[0])[:, ~HOLE].max() <= 1
     assert np.abs(drawn[0] - drawn[1])[HOLE].mean() > 3
+    recipe = found[0].info[RECIPE]
+    assert (recipe["from"], recipe["sampler"], recipe["eta"]) == ("inpaint", "ddpm", 0.0)
 
 
 def test_a_picture_is_continued(pipe):
@@ -186,6 +191,8 @@ def test_a_picture_is_continued(pipe):
     inside = pixels(found)[:, 2:10, 4:12]
     small = np.asarray(Image.fromarray(PICTURES[0]).resize((8, 8), Image.Resampling.BICUBIC))
     assert np.abs(inside - small).max() <= 1
+    recipe = found[0].info[RECIPE]
+    assert (recipe["from"], recipe["pixels"]) == ("outpaint", [2, 4, 6, 4])
 
 
 def test_a_picture_is_redrawn_as_much_as_asked(pipe):
@@ -231,12 +238,13 @@ def test_a_mixture_of_one_is_that_one(pipe):
         ({"guidance": 0.5}, "guidance must be a number of at least 1"),
         ({"prior_guidance": np.nan}, "prior_guidance must be a number of at least 1"),
         ({"best_of": 0}, "best_of must be at least 1, got 0"),
-        ({"steps": 0}, "steps must be between 1 and"),
+        ({"prompt": []}, "the prompt is empty"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"sampler": "magic"}, "unknown sampler 'magic'"),
         ({"sampler": "ddim inverse"}, "walks to noise"),
         ({"eta": 0.5}, "unclip takes no eta, got 0.5"),
         ({"upsampler_steps": (5,)}, "tiny has 2 upsamplers"),
-        ({"upsampler_steps": (5, 0)}, "steps must be between 1 and"),
+        ({"upsampler_steps": (5, 0)}, "upsampler_steps must be at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(pipe, options, message, compilations):
@@ -254,11 +262,16 @@ def test_what_cannot_be_drawn_is_refused(pipe, options, message, compilations):
         ("interpolate", (*PICTURES, 1), "n must be at least 2"),
         ("textdiff", (PICTURES[0], CAT, " "), "the prompt is empty"),
         ("textdiff", (PICTURES[0], CAT, DOG, (2.0,)), "thetas must be numbers from 0 to 1"),
-        ("mix", ([CAT],), "nothing to mix: 1 parts"),
+        ("mix", ([CAT],), "nothing to mix: give a list of at least two"),
+        ("mix", (CAT,), "nothing to mix: give a list of at least two"),
+        ("mix", ([CAT, DOG], [np.nan, 1.0]), "2 parts need as many weights"),
+        ("reconstruct", ("a.png",), "give a list of images, not one"),
         ("mix", ([CAT, DOG], [1.0]), "2 parts need as many weights"),
         ("mix", ([CAT, DOG], [0.0, 0.0]), "2 parts need as many weights of at least 0"),
         ("inpaint", (PICTURES[0], HOLE[1:], CAT), "the hole is"),
         ("inpaint", (PICTURES[0], ~(HOLE | ~HOLE), CAT), "neither all of it nor nothing"),
+        ("inpaint", (np.tile(PICTURES[0], (1, 3, 1)), ASIDE, CAT), "middle square, neither all"),
+        ("outpaint", (PICTURES[0], CAT, (2, 2)), "pixels must be a whole number"),
         ("outpaint", (PICTURES[0], CAT, 8), "above 0 and below 16"),
         ("outpaint", (PICTURES[0], CAT, (1, 2, 3, 4)), "top \\+ bottom must be left \\+ right"),
         ("reconstruct", ([],), "no images: give at least one"),
@@ -267,6 +280,12 @@ def test_what_cannot_be_drawn_is_refused(pipe, options, message, compilations):
 def test_what_cannot_be_done_is_refused(pipe, name, arguments, message, compilations):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         getattr(manipulate, name)(pipe, *arguments)
+    assert compilations == []
+
+
+def test_inpainting_has_its_own_sampler(pipe, compilations):
+    with pytest.raises(ValueError, match="eta is nothing for inpainting, whose sampler is DDPM"):
+        manipulate.inpaint(pipe, PICTURES[0], HOLE, CAT, eta=0.5)
     assert compilations == []
 
 
@@ -280,6 +299,36 @@ def test_fractions_are_refused():
 def test_without_an_image_tower_pictures_are_not_read(pipe):
     with pytest.raises(ValueError, match="tiny has no image tower"):
         replace(pipe, clip=None).embed([PICTURES[0]])
+
+
+def test_embeddings_may_have_lengths_of_their_own(pipe):
+    """As Karlo's have: what is done to directions leaves the length."""
+    decoder = pipe.config.decoder
+    raw = replace(decoder, conditioning=replace(decoder.conditioning, unit_length=False))
+    karlo, told = replace(pipe, config=replace(pipe.config, decoder=raw)), []
+    found, wanted = karlo.embed([PICTURES[0]]), pipe.embed([PICTURES[0]])
+    length = np.linalg.norm(found)
+    assert abs(length - 1) > 0.1
+    np.testing.assert_allclose(found, length * wanted, rtol=1e-4)
+
+    def draw(self, embeddings, *_, seeds, **__):
+        told.append(np.linalg.norm(embeddings, axis=1))
+        return [jnp.zeros((len(seeds), 16, 16, 3))]
+
+    patch = pytest.MonkeyPatch()
+    patch.setattr(type(pipe), "draw", draw)
+    manipulate.textdiff(karlo, PICTURES[0], CAT, DOG, (0.0, 0.5), steps=STEPS)
+    manipulate.mix(karlo, [PICTURES[0], PICTURES[0]])
+    patch.undo()
+    np.testing.assert_allclose(np.concatenate(told), length, rtol=1e-4)
+
+
+def test_a_prior_reads_what_the_text_tower_writes(pipe):
+    prior = config.DiffusionPrior(
+        16, 5, 32, 1, 2, config.Schedule("cosine", prediction="x0"), text_dim=32, scale=4.0
+    )
+    with pytest.raises(ValueError, match="a prior of tiny reads 5 hidden states of 32, CLIP's"):
+        replace(pipe, config=replace(pipe.config, prior=prior))
 
 
 def test_a_decoder_with_its_own_text_transformer_is_refused(pipe):

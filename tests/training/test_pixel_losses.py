@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiny_models as tiny
 
+from sdjax import presets
 from sdjax.diffusion.schedule import alpha_bars
 from sdjax.training import pixel_losses
 from sdjax.training.pixel_losses import decoder_loss, random_crop, upsampler_loss
@@ -150,6 +151,21 @@ def test_a_share_of_the_small_pictures_is_spoilt(calls, monkeypatch):
     wanted = np.where(spoilt, 9.0, -1.0)[:, None, None, None]
     np.testing.assert_allclose(small, np.broadcast_to(wanted, small.shape), atol=1e-5)
     assert spoilt.mean() == pytest.approx(pixel_losses.DEGRADED, abs=0.05)
+
+
+def test_an_upsampler_with_variances_learns_them_too(calls):
+    model = replace(UPSAMPLER, degradation="blur", unet=replace(UPSAMPLER.unet, out_channels=6))
+    batch = {"pixels": jnp.zeros((20, 16, 16, 3), jnp.uint8)}
+    value, metrics = upsampler_loss(model, 8)(PARAMS, batch, jax.random.key(0))
+    wanted = metrics["squared_error"] + 0.001 * metrics["bits_per_dim"]
+    assert value.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("crop", [0, 5, 32])
+def test_a_crop_is_a_part_that_the_network_can_halve(crop):
+    model = replace(UPSAMPLER, unet=presets.MINI_UPSAMPLERS[0].unet)
+    with pytest.raises(ValueError, match=f"a crop of {crop} pixels: it must be a multiple of 2"):
+        upsampler_loss(model, crop)
 
 
 def test_crops_lie_anywhere_and_hold_together():

@@ -89,7 +89,13 @@ PLAIN_UNET = replace(
     scale_shift=False,
 )
 CONDITIONING = config.ImageConditioning(
-    embedding_dim=32, tokens=3, context_dim=24, vector_dim=128, text_dim=32, mask_padding=True
+    embedding_dim=32,
+    tokens=3,
+    context_dim=24,
+    vector_dim=128,
+    text_dim=32,
+    mask_padding=True,
+    unit_length=False,
 )
 DECODER = config.Decoder(ATTENTION_UNET, CONDITIONING, config.Schedule("cosine"), image_size=16)
 UPSAMPLER = config.Upsampler(
