@@ -42,7 +42,7 @@ MEASURED = 64
 
 DIFFUSION_DEFAULTS = Defaults(guidance=2.0, candidates=2, steps=16)
 AUTOREGRESSIVE_DEFAULTS = Defaults(guidance=2.0, candidates=8, temperature=0.3)
-"""As the small priors answer best. The paper has two candidates and 64 steps of the diffusion prior,
+"""As the small priors answer best. The paper gives the diffusion prior two candidates and 64 steps,
 and says nothing of the other."""
 
 
