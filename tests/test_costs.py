@@ -88,7 +88,8 @@ def test_the_whole_of_dalle_2_compiles_at_its_sizes_without_weights():
         "CLIP's text": 0.35,
         "prior": 1.33,  # 1B
         "autoregressive prior": 0.81,  # 1B, with a text transformer of its own
-        "decoder's text": 1.32,  # with the decoder 3.5B
+        "decoder's text": 1.32,  # with the next two 3.5B
+        "decoder's conditioning": 0.01,
         "decoder": 2.24,
         "upsampler to 256": 0.73,  # 700M
         "upsampler to 1024": 0.28,  # 300M
