@@ -223,22 +223,23 @@ MINI_DECODER = Decoder(
     unet=UNet(
         in_channels=3,
         out_channels=6,
-        channels=(48, 96, 160),
+        channels=(112, 160),
         res_blocks=1,
-        attention=(False, True, True),
-        heads=(1, 3, 5),
+        attention=(False, True),
+        heads=(1, 5),
         context_dim=160,
-        vector_dim=192,
+        vector_dim=448,
         norm_groups=16,
         vector_mlp=False,
         block="attention",
         scale_shift=True,
+        patch=2,
     ),
     conditioning=ImageConditioning(
         embedding_dim=160,
         tokens=4,
         context_dim=160,
-        vector_dim=192,
+        vector_dim=448,
         text_dim=192,
         scale=MINI_EMBEDDING_SCALE,
     ),
@@ -284,6 +285,7 @@ MINI_PRIOR = DiffusionPrior(
     schedule=Schedule("cosine", prediction="x0"),
     text_dim=192,
     scale=MINI_EMBEDDING_SCALE,
+    dropout=0.2,
 )
 MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
     embedding_dim=160,
@@ -294,4 +296,5 @@ MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
     dim=128,
     layers=3,
     heads=4,
+    dropout=0.2,
 )

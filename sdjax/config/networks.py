@@ -133,6 +133,7 @@ class UNet:
     scale_shift: bool = False  # the time scales and shifts the norms (ADM), or is added before them
     resample: Literal["conv", "res_block"] = "conv"  # what halves and doubles the resolution
     dropout: float = 0.0  # in the residual blocks, in training
+    patch: int = 1  # pixels folded into channels before the first level (arXiv 2301.11093, 2.3)
 
     def __post_init__(self) -> None:
         require_valid(self)
@@ -168,7 +169,7 @@ class UNet:
     @property
     def factor(self) -> int:
         """The latent height and width must be multiples of this."""
-        return 2 ** (len(self.channels) - 1)
+        return self.patch * 2 ** (len(self.channels) - 1)
 
     @property
     def time_dim(self) -> int:

@@ -9,7 +9,15 @@ from jaxtyping import Array
 
 from sdjax.config import UNet as UNetConfig
 from sdjax.nn.embeddings import EmbeddingMLP, sinusoid
-from sdjax.nn.layers import SYMMETRIC, Downsample, GroupNorm, Upsample, conv3x3
+from sdjax.nn.layers import (
+    SYMMETRIC,
+    Downsample,
+    GroupNorm,
+    Upsample,
+    conv3x3,
+    depth_to_space,
+    space_to_depth,
+)
 from sdjax.nn.resnet import ResBlock
 from sdjax.nn.transformer import AttentionBlock, SpatialTransformer
 from sdjax.shapes import FeatureMap, Labels, Latents, Mask, Sequence, Timesteps, Vectors
@@ -90,7 +98,8 @@ class UNet(nn.Module):
             table = nn.Embed(c.labels, c.time_dim, dtype=self.dtype, name="label_embedding")
             time = time + table(label)
 
-        h = conv3x3(c.channels[0], name="conv_in", dtype=self.dtype)(x.astype(self.dtype))
+        h = space_to_depth(x.astype(self.dtype), c.patch)
+        h = conv3x3(c.channels[0], name="conv_in", dtype=self.dtype)(h)
         skips = [h]
         for level in range(levels):
             for j in range(c.res_blocks):
@@ -125,8 +134,9 @@ class UNet(nn.Module):
                     h = Upsample(self.dtype, name=name)(h)
 
         h = nn.silu(GroupNorm(c.norm_groups, EPSILON, self.dtype, name="norm_out")(h))
-        h = conv3x3(c.out_channels, name="conv_out", dtype=self.dtype, zero=True)(h)
-        return h.astype(jnp.float32)
+        width = c.out_channels * c.patch**2
+        h = conv3x3(width, name="conv_out", dtype=self.dtype, zero=True)(h)
+        return depth_to_space(h, c.patch).astype(jnp.float32)
 
 
 def _check_given(field: str, value: int | None, name: str, given: Array | None) -> None:

@@ -9,12 +9,13 @@
 'a red apple'
 """
 
+import hashlib
 import math
 import os
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,6 +36,7 @@ from sdjax.shapes import Images, Tokens, Vectors
 from sdjax.text.clip_text import ClipText, end_positions
 from sdjax.text.tokenizer import Tokenizer
 from sdjax.weights.config_json import from_json
+from sdjax.weights.tree import flatten
 
 UNREADABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 """What Pillow raises for files that are no images, or damaged ones."""
@@ -164,6 +166,18 @@ class Clip:
     tokenizer: Tokenizer
     image_mean: tuple[float, ...]
     image_std: tuple[float, ...]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hexadecimal SHA-256 of both towers' parameters in half precision, in the tree's order.
+
+        What was trained on embeddings of one CLIP is nonsense with another's.
+        """
+        found = hashlib.sha256()
+        for tower in ("text", "image"):
+            for path, leaf in sorted(flatten(self.params[tower]).items()):
+                found.update(path.encode() + np.asarray(leaf, np.float16).tobytes())
+        return found.hexdigest()
 
     def preprocess(self, images: Pictures) -> Float[np.ndarray, "images size size 3"]:
         """What the image tower reads: shortest side to its size, centre cropped, normalised."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sdjax import config
+from sdjax.pipelines.clip import load_clip
 from sdjax.pipelines.models import BUNDLED, bundled_models
 from sdjax.pipelines.unclip_request import Settings
 from sdjax.weights.config_json import from_json, to_json
@@ -35,8 +36,7 @@ def assemble(
     Args:
         folder: where.
         name: of the model.
-        clip: the bundled model whose CLIP the parts were trained with; it is not stored again. No
-            file says which that was: parts of another CLIP of the same width draw nonsense.
+        clip: the bundled model whose CLIP the parts were trained with; it is not stored again.
         decoder: model folder of the decoder.
         upsamplers: of the upsamplers, in their order.
         prior: of the diffusion prior.
@@ -45,7 +45,8 @@ def assemble(
         styles: the words for styles that it knows; none is any.
 
     Raises:
-        ValueError: if a folder holds something else, or the parts do not fit.
+        ValueError: if a folder holds something else, or the parts do not fit: each other, or
+            the CLIP.
         FileNotFoundError: if one is missing.
     """
     if clip not in bundled_models():
@@ -53,7 +54,7 @@ def assemble(
     _, lender = open_model(BUNDLED / clip)
     if "clip" not in lender:
         raise ValueError(f"{clip} has no CLIP of its own: choose another")
-    towers = from_json(config.Clip, lender["clip"])
+    towers, fingerprint = from_json(config.Clip, lender["clip"]), load_clip(clip).fingerprint
     components: dict[str, Any] = {}
     described: dict[str, Any] = {"training": {}}
     configs: dict[str, Any] = {}
@@ -64,6 +65,11 @@ def assemble(
         configs[part] = stored_config(facts, str(path))
         if not isinstance(configs[part], kind):
             raise ValueError(f"{path} holds a {facts['kind']}, wanted is the {part}")
+        if facts.get("training", {}).get("clip") not in (None, fingerprint):
+            raise ValueError(
+                f"{path} was trained with another CLIP than that of {clip}: train it with "
+                f"--clip {clip}"
+            )
         components.update({new: unflatten(found[old]) for old, new in kept.items()})
         described["training"][part] = facts.get("training", {})
         if part in facts:  # how a prior is sampled

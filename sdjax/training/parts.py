@@ -15,7 +15,7 @@ RECIPES = {
     "autoencoder": Recipe(steps=4000, batch=8, learning_rate=1e-3, weight_decay=0.0),
     "latent-diffusion": Recipe(steps=7700, batch=48, learning_rate=1.2e-3),
     "prior-diffusion": Recipe(steps=6000, batch=64, learning_rate=2e-3, ema=0.995),
-    "decoder": Recipe(steps=9600, batch=32, learning_rate=1e-3),
+    "decoder": Recipe(steps=8000, batch=64, learning_rate=1.2e-3),
     "upsampler-1": Recipe(steps=2700, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
     "upsampler-2": Recipe(steps=3600, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
     "prior-ar": Recipe(steps=4500, batch=64, learning_rate=2e-3, ema=0.995),

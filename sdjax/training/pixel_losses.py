@@ -15,6 +15,7 @@ from sdjax.denoisers.unet import UNet
 from sdjax.diffusion.parameterization import split, target
 from sdjax.diffusion.schedule import add_noise, alpha_bars
 from sdjax.diffusion.variational import bound_terms, reverse_steps
+from sdjax.image.clip_image import unit
 from sdjax.image.degrade import DEGRADATIONS, enlarge, shrink
 from sdjax.image.preprocess import to_float
 from sdjax.nn.functional import Params, apply
@@ -25,12 +26,18 @@ BOUND_WEIGHT = 0.001
 """Lambda of L_hybrid (arXiv 2102.09672, section 3.1)."""
 
 
-def decoder_loss(model: config.Decoder, drop_image: float, drop_text: float) -> Loss:
+def decoder_loss(
+    model: config.Decoder, drop_image: float, drop_text: float, jitter: float
+) -> Loss:
     """L_hybrid = L_simple + 0.001 L_vlb (arXiv 2102.09672, equation 16) of pixels.
 
     L_simple is the squared error of what the schedule says is predicted; L_vlb, the sum of the
     bound over the times, teaches the variance alone: its gradient stops at the mean. The image
     embedding is replaced by the learned one, and the text by the empty one, independently.
+
+    Image embeddings are moved by noise of a random length up to `jitter` times their own, and made
+    unit vectors again: those that a prior makes up, or that lie between two pictures, are none of a
+    picture either. This is stable unCLIP's idea; the paper has none of it.
 
     batch: pixels uint8 [batch, size, size, 3]; embedding [batch, embedding_dim], unit vectors;
     states [batch, tokens, dim] and vector [batch, dim] of the text; empty_states [tokens, dim] and
@@ -42,7 +49,7 @@ def decoder_loss(model: config.Decoder, drop_image: float, drop_text: float) -> 
     table = jnp.asarray(alpha_bars(schedule), jnp.float32)
 
     def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
-        key_time, key_noise, key_image, key_text, key_dropout = jax.random.split(key, 5)
+        key_time, key_noise, key_image, key_text, key_jitter, key_dropout = jax.random.split(key, 6)
         x0 = to_float(batch["pixels"])
         count = x0.shape[0]
         time = spread_times(key_time, count, schedule.train_steps)
@@ -56,7 +63,7 @@ def decoder_loss(model: config.Decoder, drop_image: float, drop_text: float) -> 
         vector, context = apply(
             conditioning,
             params["conditioning"],
-            batch["embedding"],
+            jittered(batch["embedding"], key_jitter, jitter),
             no_image,
             states.astype(jnp.float32),
             text_vector,
@@ -73,6 +80,14 @@ def decoder_loss(model: config.Decoder, drop_image: float, drop_text: float) -> 
         return pixel_error(output, x0, noise, time)
 
     return loss
+
+
+def jittered(embedding: Array, key: Array, most: float) -> Array:
+    """Unit vectors [batch, dim] moved by noise about as long as a random share of `most`."""
+    key_length, key_noise = jax.random.split(key)
+    length = most * jax.random.uniform(key_length, (embedding.shape[0], 1))
+    noise = jax.random.normal(key_noise, embedding.shape) / embedding.shape[1] ** 0.5
+    return unit(embedding + length * noise)
 
 
 def hybrid_error(

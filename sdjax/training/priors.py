@@ -192,7 +192,8 @@ def diffusion_prior_task(
         clip: model folder of CLIP, or the name of a bundled model that carries one.
         drop: share of the texts that are replaced by the empty one.
     """
-    data = embed(load_clip(clip), emoji.load("train", presets.MINI_STYLES), recipe.seed)
+    towers = load_clip(clip)
+    data = embed(towers, emoji.load("train", presets.MINI_STYLES), recipe.seed)
     batch = _batches(data, recipe)
 
     def init(key: Array) -> Params:
@@ -209,7 +210,7 @@ def diffusion_prior_task(
                 "defaults": to_json(DIFFUSION_DEFAULTS),
                 "errors": {"times": times, "values": errors},
             },
-            "training": {**facts, "drop": drop},
+            "training": {**facts, "drop": drop, "clip": towers.fingerprint},
         }
         save_model(folder, {"prior": params}, described, "float16")
 
@@ -241,7 +242,8 @@ def autoregressive_prior_task(
     model: config.AutoregressivePrior, recipe: Recipe, clip: Folder, drop: float = 0.1
 ) -> Task:
     """The autoregressive prior, as `diffusion_prior_task`; its codebook is fitted to the data."""
-    data = embed(load_clip(clip), emoji.load("train", presets.MINI_STYLES), recipe.seed)
+    towers = load_clip(clip)
+    data = embed(towers, emoji.load("train", presets.MINI_STYLES), recipe.seed)
     batch = _batches(data, recipe)
     canonical = data.texts[data.rows[:, 0]]
     book = codes.fit_codebook(data.images, canonical, model.codes, model.buckets)
@@ -256,7 +258,7 @@ def autoregressive_prior_task(
             "kind": "autoregressive_prior",
             "config": to_json(model),
             "autoregressive_prior": {"defaults": to_json(AUTOREGRESSIVE_DEFAULTS)},
-            "training": {**facts, "drop": drop},
+            "training": {**facts, "drop": drop, "clip": towers.fingerprint},
         }
         components = {"autoregressive_prior": params, "codebook": book._asdict()}
         save_model(folder, components, described, "float16")

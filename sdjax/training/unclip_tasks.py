@@ -32,10 +32,6 @@ from sdjax.weights.files import save_model
 
 Pictures = UInt8[np.ndarray, "images _height _width 3"]
 """Pixels on the host."""
-SHIFTS = tuple((y, x) for y in (0, -3, 3) for x in (0, -3, 3))
-"""Pictures by which each picture is moved before it is shrunk: the decoder's views of it."""
-VIEW_CHOICE = 5
-"""First word of a NumPy seed: see `sdjax.training.tasks`."""
 SHOWN = 16
 """Held-out pictures in a preview."""
 GUIDANCE, PREVIEW_STEPS = 2.0, 30
@@ -50,11 +46,12 @@ def decoder_task(
     variants: int = 6,
     drop_image: float = 0.1,
     drop_text: float = 0.5,
+    jitter: float = 0.5,
 ) -> Task:
     """Pictures from CLIP's embedding of them, and a caption, by a trained, frozen CLIP.
 
-    Every picture is seen in nine views, moved by up to three pixels; each has the embedding of its
-    own. Embeddings and captions (`variants` a picture) are computed once.
+    Embeddings and captions (`variants` a picture) are computed once; the rest is as in
+    `sdjax.training.pixel_losses.decoder_loss`.
 
     Raises:
         ValueError: for a decoder with a text transformer of its own, or that hides padding.
@@ -66,9 +63,8 @@ def decoder_task(
         )
     clip = load_clip(clip_folder)
     data, held_out = (emoji.load(split, presets.MINI_STYLES) for split in ("train", "test"))
-    views = [move(data.images, *shift) for shift in SHIFTS]
-    pixels = np.stack([small_pixels(view, model.image_size) for view in views])
-    embeddings = np.stack([clip.image_embeddings(view).astype(np.float16) for view in views])
+    pixels = small_pixels(data.images, model.image_size)
+    embeddings = clip.image_embeddings(data.images)
     texts, caption_rows = draw_captions(data, variants, recipe.seed)
     text = clip.config.text
     hidden, pooled = encode_captions(text, clip.params["text"], clip.tokenizer, texts)
@@ -93,11 +89,9 @@ def decoder_task(
         rng = np.random.default_rng((VARIANT_CHOICE, recipe.seed, step))
         variant = rng.integers(variants, size=recipe.batch) * rng.integers(2, size=recipe.batch)
         rows = caption_rows[index, variant]
-        rng = np.random.default_rng((VIEW_CHOICE, recipe.seed, step))
-        view = rng.integers(len(SHIFTS), size=recipe.batch)
         return {
-            "pixels": pixels[view, index],
-            "embedding": embeddings[view, index].astype(np.float32),
+            "pixels": pixels[index],
+            "embedding": embeddings[index],
             "states": hidden[rows],
             "vector": pooled[rows],
             "empty_states": hidden[0],
@@ -132,19 +126,18 @@ def decoder_task(
         described = {
             "kind": "decoder",
             "config": to_json(model),
-            "training": {**facts, "drop_image": drop_image, "drop_text": drop_text},
+            "training": {
+                **facts,
+                "drop_image": drop_image,
+                "drop_text": drop_text,
+                "jitter": jitter,
+                "clip": clip.fingerprint,
+            },
         }
         save_model(folder, {"decoder": params}, described, "float16")
 
-    return Task(init, decoder_loss(model, drop_image, drop_text), batch, preview, export)
-
-
-def move(images: Pictures, down: int, right: int) -> Pictures:
-    """Pictures moved by whole pixels, the border repeated."""
-    height, width = images.shape[1:3]
-    rows = np.clip(np.arange(height) - down, 0, height - 1)
-    columns = np.clip(np.arange(width) - right, 0, width - 1)
-    return images[:, rows[:, None], columns]
+    loss = decoder_loss(model, drop_image, drop_text, jitter)
+    return Task(init, loss, batch, preview, export)
 
 
 def small_pixels(images: Pictures, size: int) -> Pictures:

@@ -214,6 +214,11 @@ def _attention_unet(config: UNet) -> Settings:
 
 def _unet_sizes(config: UNet) -> Settings:
     """What all UNets of diffusers are told alike."""
+    if config.patch != 1:
+        raise ValueError(
+            f"the UNet folds patches of {config.patch} pixels into channels, those of diffusers do "
+            "not: this model is stored in sdjax's own format only"
+        )
     return {
         "act_fn": "silu",
         "block_out_channels": list(config.channels),

@@ -75,3 +75,18 @@ def test_flags_for_every_level():
     with pytest.raises(ValueError, match="UNet: 2 channels, but 1 flags in cross_only"):
         replace(tiny.UNET, cross_only=(True,))
     assert isinstance(replace(tiny.UNET, cross_only=(True, False)), UNetConfig)
+
+
+def test_a_patch_is_pixels_as_channels():
+    """The same weights, given the pixels folded by hand."""
+    config = replace(tiny.UPSAMPLER.unet, patch=2)
+    plain = replace(config, in_channels=24, out_channels=12, patch=1)
+    params = tiny.unet_params(config)
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, tiny.unet_params(plain))
+    x = jax.random.normal(jax.random.key(0), (2, 4, 8, 6))
+    folded = x.reshape(2, 2, 2, 4, 2, 6).transpose(0, 1, 3, 2, 4, 5).reshape(2, 2, 4, 24)
+    wanted = apply(UNet(plain), params, folded, jnp.ones(2))
+    wanted = wanted.reshape(2, 2, 4, 2, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 8, 3)
+    found = apply(UNet(config), params, x, jnp.ones(2))
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert config.factor == 2 * plain.factor

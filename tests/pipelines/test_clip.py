@@ -3,7 +3,9 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -172,6 +174,13 @@ def test_a_saved_clip_is_the_same(clip, saved):
     assert (loaded.image_mean, loaded.image_std) == (CLIP_MEAN, CLIP_STD)
     np.testing.assert_array_equal(loaded.cosines(PICTURES, TEXTS), clip.cosines(PICTURES, TEXTS))
     assert float(loaded.params["logit_scale"]) == 3.0
+
+
+def test_a_fingerprint_is_of_the_weights(clip, saved):
+    assert load_clip(saved).fingerprint == clip.fingerprint
+    moved = jax.tree.map(lambda x: x, clip.params)
+    moved["image"]["projection"]["kernel"] = 1.01 * moved["image"]["projection"]["kernel"]
+    assert replace(clip, params=moved).fingerprint != clip.fingerprint
 
 
 def test_a_folder_that_does_not_say_how_images_go_in(saved, tmp_path):

@@ -18,7 +18,7 @@ from sdjax.weights.config_json import to_json
 from sdjax.weights.files import save_model
 from sdjax.weights.layouts import component_shapes
 
-MINI = load_clip("mini").config
+MINI, CLIP = load_clip("mini").config, load_clip("mini").fingerprint
 DECODER = replace(
     tiny_unclip.DECODER,
     conditioning=replace(
@@ -55,7 +55,8 @@ def parts(tmp_path_factory):
         "prior": ("prior", PRIOR, {"prior": {"defaults": {"guidance": 1.5, "steps": 7}}}),
     }
     for seed, (name, (kind, model, facts)) in enumerate(described.items()):
-        model_json = {"kind": kind, "config": to_json(model), "training": {"seed": seed}, **facts}
+        training = {"seed": seed} | ({"clip": CLIP} if name == "prior" else {})
+        model_json = {"kind": kind, "config": to_json(model), "training": training, **facts}
         save_model(folder / name, {kind: tiny.fill(shapes[name], seed)}, model_json, "float16")
         found[name] = folder / name
     return found
@@ -107,7 +108,7 @@ def test_what_was_trained_is_told(whole):
     described = json.loads((whole / "model.json").read_text())
     assert described["training"] == {
         "decoder": {"seed": 0}, "upsampler_0": {"seed": 1}, "upsampler_1": {"seed": 2},
-        "prior": {"seed": 3},
+        "prior": {"seed": 3, "clip": CLIP},
     }  # fmt: skip
 
 
@@ -136,4 +137,10 @@ def test_parts_in_the_wrong_place_are_refused(parts, tmp_path):
         put_together(turned, tmp_path / "whole")
     with pytest.raises(ValueError, match="no bundled model 'maxi'"):
         assemble(tmp_path / "whole", "x", "maxi", parts["decoder"], settings=SETTINGS)
+    other = shutil.copytree(parts["prior"], tmp_path / "other")
+    described = json.loads((other / "model.json").read_text())
+    described["training"]["clip"] = "0"
+    (other / "model.json").write_text(json.dumps(described))
+    with pytest.raises(ValueError, match="other was trained with another CLIP than that of mini"):
+        put_together({**parts, "prior": other}, tmp_path / "whole")
     assert not (tmp_path / "whole").exists()

@@ -11,7 +11,7 @@ import tiny_models as tiny
 from sdjax import presets
 from sdjax.diffusion.schedule import alpha_bars
 from sdjax.training import pixel_losses
-from sdjax.training.pixel_losses import decoder_loss, random_crop, upsampler_loss
+from sdjax.training.pixel_losses import decoder_loss, jittered, random_crop, upsampler_loss
 from sdjax.training.state import Recipe, init_state, make_step
 
 DECODER, UPSAMPLER = tiny.DECODER, tiny.UPSAMPLER
@@ -33,7 +33,7 @@ def decoder_batch(count):
 
 def decoder_case():
     params = tiny.decoder_params(DECODER)
-    return decoder_loss(DECODER, 0.1, 0.5), params, decoder_batch(4), {"bits_per_dim"}
+    return decoder_loss(DECODER, 0.1, 0.5, 0.0), params, decoder_batch(4), {"bits_per_dim"}
 
 
 def upsampler_case():
@@ -86,9 +86,9 @@ PARAMS = {"unet": {}, "conditioning": {}}
 
 def test_image_and_text_are_dropped_independently(calls):
     batch = decoder_batch(2000)
-    decoder_loss(DECODER, 0.1, 0.5)(PARAMS, batch, jax.random.key(0))
+    decoder_loss(DECODER, 0.1, 0.5, 0.0)(PARAMS, batch, jax.random.key(0))
     embedding, no_image, states, vector = calls["ImageConditioning"]
-    np.testing.assert_array_equal(embedding, batch["embedding"])
+    np.testing.assert_allclose(embedding, batch["embedding"], atol=1e-6)
     no_text = states.mean((1, 2)) == 0
     assert set(np.unique(states.mean((1, 2)))) == {0, 1}
     np.testing.assert_array_equal(no_text, vector.mean(1) == 0)
@@ -97,8 +97,20 @@ def test_image_and_text_are_dropped_independently(calls):
     assert (no_image & no_text).mean() == pytest.approx(0.05, abs=0.02)
 
 
+def test_embeddings_are_moved_by_noise_of_up_to_a_share_of_their_length(calls):
+    """The angle of a vector and another, at right angles and r long, has the tangent r."""
+    units = np.eye(512, dtype=np.float32)[:400]
+    moved = np.asarray(jittered(jnp.asarray(units), jax.random.key(0), 0.5))
+    np.testing.assert_allclose(np.linalg.norm(moved, axis=1), 1, rtol=1e-5)
+    tangents = np.tan(np.arccos(np.clip((moved * units).sum(1), -1, 1)))
+    assert tangents.max() < 0.6 and tangents.mean() == pytest.approx(0.25, abs=0.03)
+    batch = decoder_batch(4)
+    decoder_loss(DECODER, 0.1, 0.5, 0.5)(PARAMS, batch, jax.random.key(0))
+    assert np.abs(calls["ImageConditioning"][0] - batch["embedding"]).max() > 1e-3
+
+
 def test_the_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound(calls):
-    value, metrics = decoder_loss(DECODER, 0.1, 0.5)(PARAMS, decoder_batch(100), jax.random.key(0))
+    value, metrics = decoder_loss(DECODER, 0.1, 0.5, 0.0)(PARAMS, decoder_batch(100), jax.random.key(0))
     wanted = metrics["squared_error"] + 0.001 * metrics["bits_per_dim"]
     assert value.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert metrics["bits_per_dim"] > 1
@@ -114,7 +126,7 @@ def test_the_bound_teaches_the_variance_alone(monkeypatch):
             return output
 
         monkeypatch.setattr(pixel_losses, "apply", answer)
-        loss = decoder_loss(DECODER, 0.1, 0.5)
+        loss = decoder_loss(DECODER, 0.1, 0.5, 0.0)
         return loss(PARAMS, decoder_batch(4), jax.random.key(0))
 
     zeros = jnp.zeros((4, 8, 8, 6))

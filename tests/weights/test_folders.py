@@ -151,6 +151,7 @@ def test_a_cut_vocabulary_comes_without_a_tokenizer(tmp_path):
     ("config", "words"),
     [
         (presets.MINI_AUTOENCODER, "patches of 4"),
+        (replace(presets.SD1, unet=replace(presets.SD1_UNET, patch=2)), "patches of 2"),
         (replace(presets.CLIP_L_TEXT, skip_layers=1), "skips its last 1"),
         (replace(presets.SAFETY_CHECKER, concepts=4), "17 concepts and 3"),
         (
