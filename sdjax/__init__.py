@@ -5,6 +5,7 @@
               v                                                         |  autoencoder
 text/       tokens --> text tower --> embeddings                        |
                                          |                              |
+                                         |  (DALL-E 2: a prior)         |
 diffusion/                               v                              |
 denoisers/  noise --> ( one sampling loop: UNet + guidance + step ) ----+
 
@@ -17,5 +18,6 @@ from sdjax.pipelines.clip import load_clip
 from sdjax.pipelines.images import Images
 from sdjax.pipelines.load import load
 from sdjax.pipelines.stable_diffusion import Pipeline
+from sdjax.pipelines.unclip import Unclip
 
-__all__ = ["Images", "Pipeline", "load", "load_clip"]
+__all__ = ["Images", "Pipeline", "Unclip", "load", "load_clip"]

@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     evaluate = commands.add_parser("evaluate", help="measure a model on held-out captions")
     evaluate.add_argument("model", nargs="?", default="mini", help="bundled name or folder")
-    evaluate.add_argument("--count", type=int, default=200, help="held-out captions (200)")
+    evaluate.add_argument("--count", type=int, help="held-out captions (200)")
     evaluate.add_argument("--seed", type=int, default=0)
     evaluate.add_argument("--steps", type=int)
     evaluate.add_argument("--guidance", type=float)
@@ -281,9 +281,13 @@ def _evaluate(args: argparse.Namespace) -> None:
         if getattr(args, name) is not None
     }
     if args.prior:
+        for option, value in (("steps", args.steps), ("count", args.count)):
+            if value is not None:
+                raise ValueError(f"--{option} is nothing for --prior: leave it out")
         result = evaluate_priors(args.model, seed=args.seed, guidance=args.guidance)
     else:
-        result = evaluate(args.model, count=args.count, seed=args.seed, **settings)
+        count = 200 if args.count is None else args.count
+        result = evaluate(args.model, count=count, seed=args.seed, **settings)
     text = json.dumps(result, indent=2)
     print(text)
     partial = args.out.with_name(f".{args.out.name}.partial")

@@ -20,7 +20,9 @@ def add_imagine_options(imagine: argparse.ArgumentParser) -> None:
     """What `imagine` takes for DALL-E 2 alone."""
     imagine.add_argument("--prior", choices=("diffusion", "ar"), help="of DALL-E 2 (diffusion)")
     imagine.add_argument(
-        "--best-of", type=int, help="of DALL-E 2: embeddings drawn, the best is kept (2)"
+        "--best-of",
+        type=int,
+        help="of DALL-E 2: embeddings drawn, the best is kept (the model's own)",
     )
 
 

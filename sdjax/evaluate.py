@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
+from sdjax import presets
 from sdjax.data import emoji
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.preprocess import to_float
@@ -184,7 +185,7 @@ def evaluate(
     if not isinstance(pipe, Pipeline | Unclip):
         raise ValueError(f"{model} is no text-to-image model")
     judge = load_clip(model)
-    words = list(pipe.styles)
+    words = list(pipe.styles or presets.MINI_STYLES)
     test, train = emoji.load("test", words), emoji.load("train", words)
     if not CANDIDATES <= count <= len(test):
         raise ValueError(f"count must be between {CANDIDATES} and {len(test)}, got {count}")

@@ -110,7 +110,7 @@ def evaluate_priors(
     A prior of its own is asked about the pictures of the bundled styles, by the bundled CLIP.
 
     Raises:
-        ValueError: if the model has no prior, or no image tower to judge it.
+        ValueError: if the model has no prior, no image tower to judge it, or another CLIP.
     """
     read = read_model(model)
     styles = tuple(read.described.get("styles", ())) or presets.MINI_STYLES
@@ -120,6 +120,11 @@ def evaluate_priors(
         name = "diffusion" if isinstance(read.config, config.DiffusionPrior) else "ar"
         samplers = {name: prior_of(read.config, read.params, read.described)}
         clip = load_clip("mini")
+        if read.described.get("training", {}).get("clip") not in (None, clip.fingerprint):
+            raise ValueError(
+                f"{model} was trained with another CLIP than the bundled one, which would judge "
+                "it: assemble a model with it, and evaluate that"
+            )
     else:
         raise ValueError(f"{model} has no prior")
     scores = {

@@ -17,7 +17,7 @@ from sdjax.pipelines.images import Images
 from sdjax.pipelines.manipulate import MOST_THETA, interpolate, reconstruct, textdiff
 from sdjax.pipelines.unclip import Unclip
 
-INVERTED = 24
+INVERTED = 16
 """Pictures that are inverted, and half as many that change by a text."""
 THETAS = tuple(np.linspace(0, MOST_THETA, 6).round(2).tolist())
 
@@ -46,7 +46,9 @@ def unclip_figures(
     halves = list(zip(kept[::2], kept[1::2], strict=True))
     return {
         "priors": {
-            name: evaluate_prior(prior, judge, pipe.styles, seed=seed)
+            name: evaluate_prior(
+                prior, judge, pipe.styles, seed=seed, **pipe.settings.prior_options(name)
+            )
             for name, prior in pipe.priors.items()
         },
         "decoder_from_true_embedding": _from_true_embeddings(
@@ -69,7 +71,7 @@ def _from_true_embeddings(
     seed: int,
 ) -> dict[str, float]:
     """Without any text: what the decoder and the upsamplers make of what CLIP sees."""
-    embeddings, plans = judge.image_embeddings(pictures), pipe.settings.plans(pipe.config)
+    embeddings, plans = pipe.embed(pictures), pipe.settings.plans(pipe.config)
     rows = []
     for start in range(0, len(embeddings), CHUNK):
         chunk = embeddings[start : start + CHUNK]
@@ -78,7 +80,7 @@ def _from_true_embeddings(
         drawn = pipe.draw(full, plans, seeds=seeds, guidance=pipe.settings.guidance)
         rows.append(to_pixels(drawn[-1])[: len(chunk)])
     drawn = np.concatenate(rows)
-    cosines = np.sum(judge.image_embeddings(drawn) * embeddings, axis=1)
+    cosines = np.sum(judge.image_embeddings(drawn) * judge.image_embeddings(pictures), axis=1)
     return {
         "cosine": round(float(cosines.mean()), 3),
         "retrieval_clip": round(clip_retrieval(judge, drawn, styles, candidates), 3),

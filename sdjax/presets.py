@@ -285,7 +285,6 @@ MINI_PRIOR = DiffusionPrior(
     schedule=Schedule("cosine", prediction="x0"),
     text_dim=192,
     scale=MINI_EMBEDDING_SCALE,
-    dropout=0.2,
 )
 MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
     embedding_dim=160,
@@ -296,5 +295,4 @@ MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
     dim=128,
     layers=3,
     heads=4,
-    dropout=0.2,
 )

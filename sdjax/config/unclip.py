@@ -104,7 +104,7 @@ class Upsampler:
     small_size: int  # pixels of the picture given
     image_size: int  # pixels of the picture made
     resize: Literal["bilinear", "bicubic"]  # how the small picture is enlarged first
-    degradation: Literal["blur", "bsr"]  # of the small pictures in training (section 2.2)
+    degradation: Literal["blur", "bsr"]  # of the small pictures in training (section 2.1)
     own_last_step: bool = False  # the last step has a network of its own (Karlo)
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ class UNet(nn.Module):
     """Down, middle, up, with a skip connection at every step of the same resolution.
 
     Parameter names are `down_{level}_{part}_{j}`, `mid_{part}` and `up_{level}_{part}_{j}`, where
-    level 0 is the full latent resolution on both sides.
+    level 0 is the full latent resolution on both sides (with a `patch`, that many times less).
     """
 
     config: UNetConfig

@@ -45,8 +45,8 @@ def bound_terms(
 ) -> Float[Array, " batch"]:
     """The term of the variational bound at the given times, in bits per number of an image.
 
-    Later times: the divergence of the network's step from the true one (equation 5); time 0: the
-    log-probability of the pixels (equation 7 and DDPM's equation 13). The variance is
+    Later times: the divergence of the network's step from the true one (equation 6); time 0: the
+    log-probability of the pixels (equation 5 and DDPM's equation 13). The variance is
     exp(v log beta + (1 - v) log beta_tilde) (equation 15), v = (share + 1) / 2.
 
     Args:

@@ -1,6 +1,6 @@
 """Pictures made smaller, spoilt and larger again: what an upsampler is trained on.
 
-DALL-E 2 (arXiv 2204.06125, section 2.2) spoils the small pictures by a Gaussian blur for its first
+DALL-E 2 (arXiv 2204.06125, section 2.1) spoils the small pictures by a Gaussian blur for its first
 upsampler, and by the BSR degradation of latent diffusion (arXiv 2112.10752, appendix D.6.1), which
 is that of BSRGAN (arXiv 2103.14006), for its second.
 """

@@ -26,7 +26,7 @@ def load(
     """Load a model.
 
     Args:
-        model: "mini", the model that ships with sdjax; a folder that `sdjax train` or
+        model: "mini" or "dalle2-mini", which ship with sdjax; a folder that `sdjax train` or
             `weights_convert.py` wrote; a published checkpoint as it is (a .safetensors or .ckpt
             file, a folder of diffusers or transformers); or its name on the Hugging Face hub.
         dtype: of the parameters in memory.

@@ -69,6 +69,9 @@ def variations(
         seed: of the first.
         steps: of DDIM in each stage.
         guidance: of the decoder by the embedding.
+
+    Raises:
+        ValueError: for numbers out of range, or a file that is no picture.
     """
     check_guidance("guidance", guidance)
     seeds, plans = each_seed(seed, 1, n), _back(pipe, steps, eta)
@@ -195,6 +198,8 @@ def mix(
     settings, seeds = pipe.complete(**options), each_seed(seed, 1, n)
     plans = settings.plans(pipe.config)
     texts = [part for part in parts if isinstance(part, str)]
+    if texts:
+        pipe.check(texts, settings)
     pictures = [read_picture(part) for part in parts if not isinstance(part, str)]
     seen = iter(pipe.embed(pictures) if pictures else ())
     told = iter(pipe.imagine(texts, np.repeat(seeds[:1], len(texts)), settings) if texts else ())
@@ -231,11 +236,16 @@ def translate(
         n: how many.
         seed: of the first.
         **options: of the model's call: prior, steps, guidance and so on.
+
+    Raises:
+        ValueError: for numbers out of range, an empty prompt or an unknown style, or a file that is
+            no picture.
     """
     settings, seeds = pipe.complete(**options), each_seed(seed, 1, n)
-    plans = settings.plans(pipe.config, strength)
+    pipe.check([prompt], settings)
+    plans, image = settings.plans(pipe.config, strength), read_picture(picture)
     given = pipe.fresh(seeds)
-    small = jnp.broadcast_to(pipe.pyramid([picture])[0], given[0].image.shape)
+    small = jnp.broadcast_to(pipe.pyramid([image])[0], given[0].image.shape)
     given[0] = given[0]._replace(image=small)
     recipe = {"from": "translate", "strength": strength}
     return _told(pipe, prompt, given, plans, settings, seeds, recipe)
@@ -294,6 +304,7 @@ def inpaint(
             "the hole must be a part of the picture's middle square, neither all of it nor nothing"
         )
     settings, seeds = pipe.complete(**options), each_seed(seed, 1, n)
+    pipe.check([prompt], settings)
     schedules, steps = pipe.schedules, (settings.steps, *settings.upsampler_steps)
     plans = [
         inpainting_plan(schedule, count, repeats if stage == 0 else 1, jump, CALL_LIMITS, IN_RANGE)
@@ -309,7 +320,8 @@ def inpaint(
             pipe.fresh(seeds), pipe.pyramid([picture]), pipe.sizes, strict=True
         )
     ]
-    recipe = {"from": "inpaint", "sampler": "ddpm", "eta": 0.0, "repeats": repeats, "jump": jump}
+    samplers = {"sampler": "ddpm", "eta": 0.0, "upsampler_sampler": "ddpm"}
+    recipe = {"from": "inpaint", **samplers, "repeats": repeats, "jump": jump}
     return _told(pipe, prompt, given, plans, settings, seeds, recipe)
 
 

@@ -13,14 +13,17 @@ from jax.typing import DTypeLike
 from sdjax.config import Config
 from sdjax.nn.functional import Params
 from sdjax.weights.conversion import describe
-from sdjax.weights.files import MODEL_FILE, SUFFIX, load_model, open_model, to_params
+from sdjax.weights.files import MODEL_FILE, SUFFIX, open_model, to_params
 from sdjax.weights.hub import REPOSITORY, hub_folder
 from sdjax.weights.readers import SUFFIXES
 from sdjax.weights.recognize import FAMILIES
 from sdjax.weights.sources import open_source
 from sdjax.weights.stored import NO_STATISTICS, check_components, lacks_statistics, stored_config
+from sdjax.weights.tensors import LazyTensor
 from sdjax.weights.tree import shown
 
+TABLES = ("codebook", "image_statistics")
+"""Components that are no weights: float32 whatever the precision of the model."""
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models"
 
 
@@ -95,8 +98,8 @@ def read_model(
         return _read_stored(path, dtype, name or path.name)
     source = open_source(path, family, ema)
     params = {
-        name: to_params(leaves, dtype, f"{path}: {name}")
-        for name, leaves in source.components().items()
+        part: _tree(part, leaves, dtype, f"{path}: {part}")
+        for part, leaves in source.components().items()
     }
     described = describe(source, name)
     for note in source.notes:
@@ -104,8 +107,16 @@ def read_model(
     return Model(described["name"], source.config, params, described)
 
 
+def _tree(part: str, leaves: Mapping[str, LazyTensor], dtype: DTypeLike, where: str) -> Params:
+    return to_params(leaves, jnp.float32 if part in TABLES else dtype, where)
+
+
 def _read_stored(folder: Path, dtype: DTypeLike, name: str) -> Model:
-    params, described = load_model(folder, dtype)
+    components, described = open_model(folder)
+    params = {
+        part: _tree(part, leaves, dtype, f"{folder / part}{SUFFIX}")
+        for part, leaves in components.items()
+    }
     params |= _shared(described, dtype, str(folder))
     config = stored_config(described, str(folder))
     check_components(config, params, str(folder))

@@ -36,7 +36,7 @@ class Text(NamedTuple):
     """What a prior is told of each text."""
 
     embedding: Vectors  # in CLIP's space; of unit length, but not for Karlo
-    states: Sequence  # hidden states of the text tower, or token ids
+    states: Sequence  # hidden states of the text tower
     mask: Mask  # True where there is text
 
 

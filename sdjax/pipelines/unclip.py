@@ -34,7 +34,13 @@ from sdjax.pipelines.clip import Clip, Embeddings, Pictures, read_picture
 from sdjax.pipelines.images import Images
 from sdjax.pipelines.priors import Text, read_text
 from sdjax.pipelines.request import CALL_LIMITS, check_styles
-from sdjax.pipelines.unclip_request import Seeds, Settings, check_texts, each_seed
+from sdjax.pipelines.unclip_request import (
+    Seeds,
+    Settings,
+    check_guidance,
+    check_texts,
+    each_seed,
+)
 from sdjax.pipelines.unclip_stages import Given, Told, decode, upsample
 from sdjax.pipelines.words import warn_about_words
 from sdjax.shapes import Images as FloatImages
@@ -136,7 +142,7 @@ class Unclip:
             guidance=guidance,
             upsampler_steps=upsampler_steps,
         )
-        check_texts(prompts)
+        self.check(prompts, settings)
         seeds, plans = each_seed(seed, len(prompts), n), settings.plans(self.config)
         texts = [text for text in prompts for _ in range(n)]
         embeddings = self.imagine(texts, seeds, settings)
@@ -146,6 +152,11 @@ class Unclip:
     def _check_prior(self, prior: DiffusionPrior | AutoregressivePrior) -> None:
         """It must read what CLIP's text tower writes."""
         text = self.config.text
+        if prior.text_dim is None:
+            raise ValueError(
+                f"a prior of {self.name} reads token ids with a table of its own, which this "
+                "pipeline does not: use its networks, `params` and `config`, directly"
+            )
         if (prior.text_tokens, prior.text_dim) != (text.context_length, text.dim):
             raise ValueError(
                 f"a prior of {self.name} reads {prior.text_tokens} hidden states of "
@@ -190,10 +201,8 @@ class Unclip:
         warn_about_words(self.name, self.tokenizer, texts)
         return np.asarray(unit(self._read(texts, False).embedding))
 
-    def imagine(
-        self, texts: Sequence[str], seeds: Int[np.ndarray, " batch"], settings: Settings
-    ) -> Embeddings:
-        """Image embeddings of texts, by a prior [texts, dim].
+    def check(self, texts: Sequence[str], settings: Settings) -> None:
+        """Refuse texts that cannot be imagined; compiles nothing.
 
         Raises:
             ValueError: an empty text, a style that the model does not know, or no such prior.
@@ -203,12 +212,18 @@ class Unclip:
         if settings.prior not in self.priors:
             known = ", ".join(self.priors) or "none"
             raise ValueError(f"{self.name} has no prior {settings.prior!r}; it has {known}")
+
+    def imagine(
+        self, texts: Sequence[str], seeds: Int[np.ndarray, " batch"], settings: Settings
+    ) -> Embeddings:
+        """Image embeddings of texts, by a prior [texts, dim].
+
+        Raises:
+            ValueError: see `check`.
+        """
+        self.check(texts, settings)
         warn_about_words(self.name, self.tokenizer, texts)
-        options = {
-            "guidance": settings.prior_guidance,
-            "candidates": settings.best_of,
-            **({"steps": settings.prior_steps} if settings.prior == "diffusion" else {}),
-        }
+        options = settings.prior_options(settings.prior)
         keys = _stage_keys(image_keys(jnp.asarray(seeds)), PRIOR)
         found = self.priors[settings.prior](
             self._read(texts, True), self._read([""], True), keys, **options
@@ -242,7 +257,16 @@ class Unclip:
             texts: for the decoder, one for each image; without them only the embedding speaks.
             guidance: of the decoder.
             given: what each stage begins with; None is noise of the seeds.
+
+        Raises:
+            ValueError: for a guidance below 1, or not as many texts and seeds as embeddings.
         """
+        check_guidance("guidance", guidance)
+        if not len(embeddings) == len(seeds) == len(texts or embeddings):
+            raise ValueError(
+                f"{len(embeddings)} embeddings, {len(seeds)} seeds and {len(texts)} texts must be "
+                "as many"
+            )
         given = self.fresh(seeds) if given is None else given
         told = self._tell(embeddings, texts or [""] * len(embeddings), guidance)
         keys, pictures = image_keys(jnp.asarray(seeds)), []
@@ -273,6 +297,7 @@ class Unclip:
         Raises:
             ValueError: for numbers out of range, before anything is compiled; for no picture.
         """
+        check_guidance("guidance", guidance)
         plans = [
             inversion_plan(schedule, steps, repeats, CALL_LIMITS) for schedule in self.schedules
         ]

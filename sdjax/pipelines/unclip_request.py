@@ -38,10 +38,15 @@ class Settings:
 
     def completed(self, **changes: Any) -> "Settings":
         """With all `changes` that are not None."""
-        given = {name: x for name, x in changes.items() if x is not None}
+        given = {name: _plain(x) for name, x in changes.items() if x is not None}
         if isinstance(steps := given.get("upsampler_steps"), Iterable):
-            given["upsampler_steps"] = tuple(steps)
+            given["upsampler_steps"] = tuple(map(_plain, steps))
         return replace(self, **given)
+
+    def prior_options(self, prior: str) -> dict[str, Any]:
+        """What `prior` is told; None is its own default."""
+        options = {"guidance": self.prior_guidance, "candidates": self.best_of}
+        return options | ({"steps": self.prior_steps} if prior == "diffusion" else {})
 
     def check(self, model: str, system: config.Unclip) -> None:
         """Refuse, in words, what the model cannot draw."""
@@ -51,6 +56,10 @@ class Settings:
         check_guidance("prior_guidance", self.prior_guidance)
         for name in ("prior_steps", "best_of", "steps"):
             check_count(name, getattr(self, name))
+        if self.prior_steps is not None and system.prior is not None:
+            most = system.prior.schedule.train_steps
+            if self.prior_steps > most:
+                raise ValueError(f"prior_steps must be at most {most}, got {self.prior_steps}")
         if not isinstance(self.upsampler_steps, tuple):
             raise ValueError(
                 f"upsampler_steps must be a list, a number for each upsampler, got "
@@ -113,6 +122,11 @@ class Settings:
         ]
 
 
+def _plain(value: Any) -> Any:
+    """A number of NumPy as one of Python, which JSON can hold."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def _spacing(sampler: str) -> str:
     """Of the times: the sampler's own, or from the very last on: a picture begins with noise."""
     return find_sampler(sampler)[1] or "trailing"
@@ -120,8 +134,9 @@ def _spacing(sampler: str) -> str:
 
 def check_guidance(name: str, guidance: float | None) -> None:
     """Refuse a scale below 1, which is off."""
-    if guidance is not None and not (np.isfinite(guidance) and guidance >= 1):
-        raise ValueError(f"{name} must be a number of at least 1 (1 is off), got {guidance}")
+    number = isinstance(guidance, (int, float, np.number))
+    if guidance is not None and not (number and np.isfinite(guidance) and guidance >= 1):
+        raise ValueError(f"{name} must be a number of at least 1 (1 is off), got {guidance!r}")
 
 
 def check_count(name: str, count: Any) -> None:

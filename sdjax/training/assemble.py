@@ -65,7 +65,8 @@ def assemble(
         configs[part] = stored_config(facts, str(path))
         if not isinstance(configs[part], kind):
             raise ValueError(f"{path} holds a {facts['kind']}, wanted is the {part}")
-        if facts.get("training", {}).get("clip") not in (None, fingerprint):
+        trained_with = facts.get("training", {}).get("clip")
+        if trained_with != fingerprint and kind is not config.Upsampler:
             raise ValueError(
                 f"{path} was trained with another CLIP than that of {clip}: train it with "
                 f"--clip {clip}"

@@ -26,9 +26,7 @@ BOUND_WEIGHT = 0.001
 """Lambda of L_hybrid (arXiv 2102.09672, section 3.1)."""
 
 
-def decoder_loss(
-    model: config.Decoder, drop_image: float, drop_text: float, jitter: float
-) -> Loss:
+def decoder_loss(model: config.Decoder, drop_image: float, drop_text: float, jitter: float) -> Loss:
     """L_hybrid = L_simple + 0.001 L_vlb (arXiv 2102.09672, equation 16) of pixels.
 
     L_simple is the squared error of what the schedule says is predicted; L_vlb, the sum of the
@@ -37,7 +35,7 @@ def decoder_loss(
 
     Image embeddings are moved by noise of a random length up to `jitter` times their own, and made
     unit vectors again: those that a prior makes up, or that lie between two pictures, are none of a
-    picture either. This is stable unCLIP's idea; the paper has none of it.
+    picture either. Not in the paper; stable unCLIP moves them too, but tells the network how far.
 
     batch: pixels uint8 [batch, size, size, 3]; embedding [batch, embedding_dim], unit vectors;
     states [batch, tokens, dim] and vector [batch, dim] of the text; empty_states [tokens, dim] and
@@ -121,7 +119,7 @@ pictures, as the decoder draws, for blurred ones, and sharpens them into caricat
 
 
 def upsampler_loss(model: config.Upsampler, crop: int) -> Loss:
-    """Denoising error of random crops, told by small pictures that were spoilt (section 2.2).
+    """Denoising error of random crops, told by small pictures that were spoilt (section 2.1).
 
     The small picture is the large one shrunk and, for a share of `DEGRADED` of them, degraded, then
     enlarged and cut out at the same place. Only the crop goes through the network, which is applied

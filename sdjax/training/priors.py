@@ -33,14 +33,16 @@ Folder = str | os.PathLike[str]
 VARIANTS = 12
 """Captions drawn for each picture."""
 LEVELS = 4
-"""Noise levels at which each picture of a batch is seen; the text's part of the work is shared."""
+"""Noise levels at which each picture of a batch is seen; the text's part of the work is shared. Not
+in the paper."""
 JITTER = 0.3
 """Noise on each principal component of an image embedding before it is cut into codes, as a share
-of the component's deviation: a classifier is told by nothing else which buckets are neighbours."""
+of the component's deviation: a classifier is told by nothing else which buckets are neighbours. Not
+in the paper. The dot product's token is of the embedding as it is."""
 MEASURED = 64
 """Times at which the diffusion prior's error is measured for Analytic-DPM."""
 
-DIFFUSION_DEFAULTS = Defaults(guidance=2.0, candidates=2, steps=16)
+DIFFUSION_DEFAULTS = Defaults(guidance=2.0, candidates=4, steps=6)
 AUTOREGRESSIVE_DEFAULTS = Defaults(guidance=2.0, candidates=8, temperature=0.3)
 """As the small priors answer best. The paper gives the diffusion prior two candidates and 64 steps,
 and says nothing of the other."""
@@ -128,8 +130,8 @@ def autoregressive_prior_loss(
 
     def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
         key_drop, key_dropout, key_jitter = jax.random.split(key, 3)
+        dots = codes.encode_dot(book, batch["image"], batch["text"])
         image = jittered(book, batch["image"], key_jitter)
-        dots = codes.encode_dot(book, image, batch["text"])
         tokens = jnp.concatenate([dots[:, None], codes.encode(book, image)], axis=1)
         text, states, mask = _with_drops(batch, key_drop, drop)
         logits = apply(network, params, text, states, mask, tokens[:, :-1], dropout=key_dropout)

@@ -1,6 +1,7 @@
 """Training of DALL-E 2's decoder and upsamplers on emoji (arXiv 2204.06125)."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from sdjax.diffusion.samplers import sampling_plan
 from sdjax.image.degrade import enlarge, shrink
 from sdjax.image.preprocess import grid, to_float, to_pixels
 from sdjax.nn.functional import Params, apply, init_params
-from sdjax.pipelines.clip import load_clip
+from sdjax.pipelines.clip import Clip, load_clip
 from sdjax.pipelines.unclip_stages import Given, Told, decode, upsample
 from sdjax.shapes import Keys
 from sdjax.training.loop import Task, stream
@@ -54,35 +55,34 @@ def decoder_task(
     `sdjax.training.pixel_losses.decoder_loss`.
 
     Raises:
-        ValueError: for a decoder with a text transformer of its own, or that hides padding.
+        ValueError: for a decoder with a text transformer of its own, or that hides padding, or is
+            told embeddings of other lengths than 1.
     """
-    if model.text is not None or model.conditioning.mask_padding:
+    told = model.conditioning
+    if model.text is not None or told.mask_padding or not told.unit_length:
         raise ValueError(
-            "only decoders that read all positions of CLIP's text are trained here: leave out text "
-            "and mask_padding"
+            "only decoders that read all positions of CLIP's text, and unit vectors of images, are "
+            "trained here: leave out text, mask_padding and unit_length"
         )
     clip = load_clip(clip_folder)
-    data, held_out = (emoji.load(split, presets.MINI_STYLES) for split in ("train", "test"))
+    data = emoji.load("train", presets.MINI_STYLES)
     pixels = small_pixels(data.images, model.image_size)
     embeddings = clip.image_embeddings(data.images)
     texts, caption_rows = draw_captions(data, variants, recipe.seed)
     text = clip.config.text
     hidden, pooled = encode_captions(text, clip.params["text"], clip.tokenizer, texts)
+    empty = (jnp.asarray(hidden[:1], jnp.float32), jnp.asarray(pooled[:1]))
     size = model.image_size
 
     def init(key: jax.Array) -> Params:
         key_unet, key_conditioning = jax.random.split(key)
-        told = (jnp.zeros((1, embeddings.shape[-1])), jnp.zeros(1, bool), *empty(1))
+        told = (jnp.zeros((1, embeddings.shape[-1])), jnp.zeros(1, bool), *empty)
         network = ImageConditioning(model.conditioning)
         conditioning = init_params(network, key_conditioning, *told)
         vector, context = apply(network, conditioning, *told)
         x = jnp.zeros((1, size, size, model.unet.in_channels))
         unet = init_params(UNet(model.unet), key_unet, x, jnp.zeros(1), context, vector)
         return {"unet": unet, "conditioning": conditioning}
-
-    def empty(count: int) -> tuple[Array, Array]:
-        states = jnp.asarray(hidden[:1], jnp.float32)
-        return jnp.repeat(states, count, 0), jnp.repeat(jnp.asarray(pooled[:1]), count, 0)
 
     def batch(step: int) -> dict[str, Any]:
         index = stream(len(data.images), recipe.batch, step, recipe.seed)
@@ -97,30 +97,6 @@ def decoder_task(
             "empty_states": hidden[0],
             "empty_vector": pooled[0],
         }
-
-    shown = held_out.images[:: max(len(held_out.images) // SHOWN, 1)][:SHOWN]
-    plan = sampling_plan(
-        model.schedule,
-        PREVIEW_STEPS,
-        sampler="ddpm learned",
-        spacing="trailing",
-        limits=Limits(1.0),
-    )
-    states, vector = empty(2 * len(shown))
-    pairs = (len(shown), 2)  # without the embedding, and with it: both without text
-    told = Told(
-        embedding=jnp.repeat(jnp.asarray(clip.image_embeddings(shown))[:, None], 2, axis=1),
-        dropped=jnp.broadcast_to(jnp.array([True, False]), pairs),
-        states=states.reshape(*pairs, *states.shape[1:]),
-        vector=vector.reshape(*pairs, -1),
-        mask=jnp.ones((*pairs, states.shape[1]), bool),
-    )
-
-    def preview(params: Params) -> Image.Image:
-        given, keys = begin_with_noise(len(shown), size)
-        decoded = decode(model, params, given, told, plan, keys, jnp.float32(GUIDANCE))
-        both = np.stack([small_pixels(shown, size), to_pixels(decoded)], 1)
-        return grid(both.reshape(-1, size, size, 3), columns=8, scale=4)
 
     def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
         described = {
@@ -137,7 +113,47 @@ def decoder_task(
         save_model(folder, {"decoder": params}, described, "float16")
 
     loss = decoder_loss(model, drop_image, drop_text, jitter)
-    return Task(init, loss, batch, preview, export)
+    return Task(init, loss, batch, _decoder_preview(model, clip, *empty), export)
+
+
+def _decoder_preview(
+    model: config.Decoder, clip: Clip, empty_states: Array, empty_vector: Array
+) -> Callable[[Params], Image.Image]:
+    """Held-out pictures beside what the decoder makes of their embeddings alone."""
+    shown = _shown_pictures()
+    size = model.image_size
+    plan = sampling_plan(
+        model.schedule,
+        PREVIEW_STEPS,
+        sampler="ddpm learned",
+        spacing="trailing",
+        limits=Limits(1.0),
+    )
+
+    def rows(x: Array) -> Array:  # without the embedding, and with it: both without text
+        return jnp.broadcast_to(x[:, None], (len(shown), 2, *x.shape[1:]))
+
+    told = Told(
+        embedding=rows(jnp.asarray(clip.image_embeddings(shown))),
+        dropped=rows(jnp.zeros(1, bool)).at[:, 0].set(True),
+        states=rows(empty_states),
+        vector=rows(empty_vector),
+        mask=rows(jnp.ones((1, empty_states.shape[1]), bool)),
+    )
+
+    def preview(params: Params) -> Image.Image:
+        given, keys = begin_with_noise(len(shown), size)
+        decoded = decode(model, params, given, told, plan, keys, jnp.float32(GUIDANCE))
+        both = np.stack([small_pixels(shown, size), to_pixels(decoded)], 1)
+        return grid(both.reshape(-1, size, size, 3), columns=8, scale=4)
+
+    return preview
+
+
+def _shown_pictures() -> Pictures:
+    """`SHOWN` held-out pictures, spread over all."""
+    images = emoji.load("test", presets.MINI_STYLES).images
+    return images[:: max(len(images) // SHOWN, 1)][:SHOWN]
 
 
 def small_pixels(images: Pictures, size: int) -> Pictures:
@@ -146,8 +162,15 @@ def small_pixels(images: Pictures, size: int) -> Pictures:
 
 
 def upsampler_task(model: config.Upsampler, recipe: Recipe, *, crop: int) -> Task:
-    """Large pixels from small ones, on random crops of `crop` pixels of the large picture."""
-    data, held_out = (emoji.load(split, presets.MINI_STYLES) for split in ("train", "test"))
+    """Large pixels from small ones, on random crops of `crop` pixels of the large picture.
+
+    Raises:
+        ValueError: for a last step with a network of its own; for a crop that is no part of the
+            picture, or that the UNet cannot halve.
+    """
+    if model.own_last_step:
+        raise ValueError("only upsamplers of one network are trained here: leave out own_last_step")
+    data = emoji.load("train", presets.MINI_STYLES)
     size = model.image_size
     pixels = small_pixels(data.images, size)
 
@@ -158,7 +181,7 @@ def upsampler_task(model: config.Upsampler, recipe: Recipe, *, crop: int) -> Tas
     def batch(step: int) -> dict[str, Any]:
         return {"pixels": pixels[stream(len(pixels), recipe.batch, step, recipe.seed)]}
 
-    shown = small_pixels(held_out.images[:: max(len(held_out.images) // SHOWN, 1)][:SHOWN], size)
+    shown = small_pixels(_shown_pictures(), size)
     plan = sampling_plan(
         model.schedule, PREVIEW_STEPS, sampler="ddim", spacing="trailing", limits=Limits(1.0)
     )

@@ -238,6 +238,8 @@ def test_a_mixture_of_one_is_that_one(pipe):
         ({"guidance": 0.5}, "guidance must be a number of at least 1"),
         ({"prior_guidance": np.nan}, "prior_guidance must be a number of at least 1"),
         ({"best_of": 0}, "best_of must be at least 1, got 0"),
+        ({"prior_steps": 5000}, "prior_steps must be at most 1000, got 5000"),
+        ({"guidance": "2"}, "guidance must be a number of at least 1 \\(1 is off\\), got '2'"),
         ({"prompt": []}, "the prompt is empty"),
         ({"steps": 0}, "steps must be at least 1, got 0"),
         ({"sampler": "magic"}, "unknown sampler 'magic'"),
@@ -275,6 +277,11 @@ def test_what_cannot_be_drawn_is_refused(pipe, options, message, compilations):
         ("outpaint", (PICTURES[0], CAT, 8), "above 0 and below 16"),
         ("outpaint", (PICTURES[0], CAT, (1, 2, 3, 4)), "top \\+ bottom must be left \\+ right"),
         ("reconstruct", ([],), "no images: give at least one"),
+        ("translate", (PICTURES[0], " "), "the prompt is empty"),
+        ("translate", (Path("none.png"), CAT), "no image file none.png"),
+        ("inpaint", (PICTURES[0], HOLE, " "), "the prompt is empty"),
+        ("outpaint", (PICTURES[0], " ", 2), "the prompt is empty"),
+        ("mix", ([" ", PICTURES[0]],), "the prompt is empty"),
     ],
 )
 def test_what_cannot_be_done_is_refused(pipe, name, arguments, message, compilations):

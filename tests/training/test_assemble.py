@@ -55,7 +55,7 @@ def parts(tmp_path_factory):
         "prior": ("prior", PRIOR, {"prior": {"defaults": {"guidance": 1.5, "steps": 7}}}),
     }
     for seed, (name, (kind, model, facts)) in enumerate(described.items()):
-        training = {"seed": seed} | ({"clip": CLIP} if name == "prior" else {})
+        training = {"seed": seed} | ({"clip": CLIP} if kind in ("prior", "decoder") else {})
         model_json = {"kind": kind, "config": to_json(model), "training": training, **facts}
         save_model(folder / name, {kind: tiny.fill(shapes[name], seed)}, model_json, "float16")
         found[name] = folder / name
@@ -107,7 +107,8 @@ def test_clip_is_that_of_the_bundled_model_and_not_stored_again(whole):
 def test_what_was_trained_is_told(whole):
     described = json.loads((whole / "model.json").read_text())
     assert described["training"] == {
-        "decoder": {"seed": 0}, "upsampler_0": {"seed": 1}, "upsampler_1": {"seed": 2},
+        "decoder": {"seed": 0, "clip": CLIP},
+        "upsampler_0": {"seed": 1}, "upsampler_1": {"seed": 2},
         "prior": {"seed": 3, "clip": CLIP},
     }  # fmt: skip
 

@@ -110,7 +110,8 @@ def test_embeddings_are_moved_by_noise_of_up_to_a_share_of_their_length(calls):
 
 
 def test_the_hybrid_is_the_simple_loss_and_a_thousandth_of_the_bound(calls):
-    value, metrics = decoder_loss(DECODER, 0.1, 0.5, 0.0)(PARAMS, decoder_batch(100), jax.random.key(0))
+    loss = decoder_loss(DECODER, 0.1, 0.5, 0.0)
+    value, metrics = loss(PARAMS, decoder_batch(100), jax.random.key(0))
     wanted = metrics["squared_error"] + 0.001 * metrics["bits_per_dim"]
     assert value.item() == pytest.approx(wanted.item(), rel=1e-5)
     assert metrics["bits_per_dim"] > 1

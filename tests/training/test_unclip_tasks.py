@@ -73,6 +73,12 @@ def test_every_picture_goes_with_its_own_embedding_and_caption():
         assert len(same)
         for i in same:
             np.testing.assert_allclose(embedding, embeddings[i], atol=1e-5)
+    texts = clip.text_embeddings(data.captions())
+    given = batch["vector"] / np.linalg.norm(batch["vector"], axis=1, keepdims=True)
+    plain = [int(i) for i in np.argmax(batch["embedding"] @ embeddings.T, axis=1)]
+    same = (given * texts[plain]).sum(1) > 0.9999
+    assert 0.3 < same.mean() < 0.95  # half of the time, or more, the picture's plain caption
+    assert (given * texts[plain]).sum(1).min() > 0.2
     np.testing.assert_allclose(np.linalg.norm(batch["embedding"], axis=1), 1, atol=2e-3)
     assert batch["states"].shape == (40, 24, 192) and batch["vector"].shape == (40, 160)
     assert (batch["vector"] != batch["empty_vector"]).any(1).all()
@@ -139,5 +145,13 @@ def test_the_decoder_needs_a_clip():
 
 def test_a_decoder_that_hides_padding_is_refused():
     model = replace(DECODER, conditioning=replace(DECODER.conditioning, mask_padding=True))
-    with pytest.raises(ValueError, match="leave out text and mask_padding"):
+    with pytest.raises(ValueError, match="leave out text, mask_padding"):
         decoder_task(model, RECIPE, "mini")
+
+
+def test_other_lengths_and_two_networks_are_refused():
+    told = replace(DECODER.conditioning, unit_length=False)
+    with pytest.raises(ValueError, match="leave out text, mask_padding and unit_length"):
+        decoder_task(replace(DECODER, conditioning=told), RECIPE, "mini")
+    with pytest.raises(ValueError, match="leave out own_last_step"):
+        upsampler_task(replace(tiny.UPSAMPLER, own_last_step=True), RECIPE, crop=8)
