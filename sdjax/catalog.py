@@ -49,6 +49,7 @@ FACTS = {
     "safety-checker": Facts(("CompVis/stable-diffusion-safety-checker",)),
     "karlo": Facts(("kakaobrain/karlo-v1-alpha",), RAIL),
     "karlo-variations": Facts(("kakaobrain/karlo-v1-alpha-image-variations",), RAIL),
+    "dalle2-mini": Facts((), "Apache-2.0"),
     "mini": Facts((), "Apache-2.0"),
 }
 

@@ -102,7 +102,7 @@ def _text_diffs(
     scores = np.array(rows)
     return {
         "theta": list(THETAS),
-        "cosine": scores.mean(0).round(3).tolist(),
+        "cosine": [round(float(score), 3) for score in scores.mean(0)],
         "steps_that_rise": round(float(np.mean(np.diff(scores, axis=1) > 0)), 3),
     }
 

@@ -114,6 +114,12 @@ def test_train_refuses_in_one_line(options, message, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("option", ["--steps", "--count"])
+def test_options_that_priors_have_nothing_for_are_refused(option, capsys):
+    assert main(["evaluate", "mini", "--prior", option, "5"]) == 2
+    assert f"{option} is nothing for --prior: leave it out" in capsys.readouterr().err
+
+
 def test_evaluate_refuses_before_it_works(model, capsys):
     assert main(["evaluate", model]) == 2
     assert "tiny carries no CLIP" in capsys.readouterr().err
@@ -214,11 +220,12 @@ def test_models_are_listed(capsys, monkeypatch):
 
     monkeypatch.setattr(presets, "PUBLISHED", {"clip-vit-b-32": presets.CLIP_B_32})
     assert main(["models"]) == 0
-    head, clip, paper, mini = capsys.readouterr().out.splitlines()
+    head, clip, paper, *bundled = capsys.readouterr().out.splitlines()
     assert head.startswith("model") and "parameters" in head
     assert clip.split()[:2] == ["clip-vit-b-32", "151,277,313"]
     assert paper.split()[0] == "dalle2" and "never" in paper
-    assert mini.endswith("bundled")
+    assert [row.split()[0] for row in bundled] == ["dalle2-mini", "mini"]
+    assert all("Apache-2.0" in row and row.endswith("bundled") for row in bundled)
     assert main(["models", "--json"]) == 0
     names = [m["name"] for m in json.loads(capsys.readouterr().out)]
-    assert names == ["clip-vit-b-32", "dalle2", "mini"]
+    assert names == ["clip-vit-b-32", "dalle2", "dalle2-mini", "mini"]

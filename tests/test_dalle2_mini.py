@@ -81,6 +81,11 @@ def test_in_half_precision_its_codebook_is_not(pipe):
     assert {leaf.dtype for leaf in jax.tree.leaves(low["decoder"])} == {jnp.dtype("bfloat16")}
 
 
+def test_more_steps_than_the_schedule_has_are_refused(pipe):
+    with pytest.raises(ValueError, match="prior_steps must be at most 1000, got 5000"):
+        pipe("a red apple, 3d style", prior_steps=5000)
+
+
 @pytest.mark.parametrize("prior", ["diffusion", "ar"])
 def test_a_picture_is_of_its_text(pipe, prior):
     texts = ["a red apple, 3d style", "a green apple, 3d style"]
@@ -115,7 +120,7 @@ def test_its_evaluation_keeps_what_the_readme_promises():
     assert (np.diff(found["textdiff"]["cosine"]) > 0).all()
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     for words, value in [
-        ("found among 50, DALL-E 2", found["retrieval_clip"]["generated"]),
+        ("nearest of 50, by its own CLIP", found["retrieval_clip"]["generated"]),
         ("cosine of the diffusion prior", found["priors"]["diffusion"]["prior"]["cosine"]),
         ("cosine of the autoregressive prior", found["priors"]["ar"]["prior"]["cosine"]),
         ("inverted and drawn again", found["inversion_psnr_db"]["least"]),

@@ -14,7 +14,7 @@ from sdjax.weights.readers import open_tensors
 
 ASSETS = Path(sdjax.__file__).parent / "assets"
 FOLDER = BUNDLED / "mini"
-MOST_MEGABYTES = 50
+MOST_MEGABYTES = 75
 
 
 @pytest.fixture(scope="module")

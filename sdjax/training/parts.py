@@ -18,7 +18,7 @@ RECIPES = {
     "decoder": Recipe(steps=4900, batch=64, learning_rate=1.2e-3),
     "upsampler-1": Recipe(steps=1500, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
     "upsampler-2": Recipe(steps=2000, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
-    "prior-ar": Recipe(steps=2500, batch=64, learning_rate=2e-3, ema=0.995),
+    "prior-ar": Recipe(steps=2000, batch=64, learning_rate=2e-3, ema=0.995),
 }
 """How the bundled models were trained; `sdjax train` starts from these."""
 CLIPS = {"mini": presets.MINI_CLIP, "dalle2": CLIP_H_16}
