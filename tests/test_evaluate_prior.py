@@ -1,8 +1,12 @@
 """The scores of a prior."""
 
 import numpy as np
+import pytest
+import tiny_priors
 
-from sdjax.evaluate_prior import candidate_rows, prior_scores
+from sdjax import evaluate_prior
+from sdjax.evaluate_prior import candidate_rows, evaluate_priors, prior_scores
+from sdjax.pipelines.models import Model
 
 
 def unit_rows(count):
@@ -36,3 +40,11 @@ def test_ranks_count_from_one_those_that_are_nearer():
     assert found["rank"] == np.mean(ranks) and found["top_1"] == 0
     first = [max(row, key=lambda j, i=i: wrong[i] @ images[j]) for i, row in enumerate(rows)]
     assert found["top_1_of_50"] == np.mean(np.array(first) == np.arange(60))
+
+
+def test_a_prior_trained_with_another_clip_is_not_judged_by_the_bundled_one(monkeypatch):
+    params = {"prior": tiny_priors.DIFFUSION_PARAMS}
+    model = Model("tiny", tiny_priors.DIFFUSION, params, {"training": {"clip": "0"}})
+    monkeypatch.setattr(evaluate_prior, "read_model", lambda _: model)
+    with pytest.raises(ValueError, match="here was trained with another CLIP than the bundled one"):
+        evaluate_priors("here")

@@ -230,3 +230,10 @@ def test_the_script_is_the_command():
     spec.loader.exec_module(module)
     assert module.main is main
     assert presets.SYSTEMS.keys() <= set(re.findall(r"[\w-]+", command._parser().format_help()))
+
+
+@pytest.mark.parametrize("layout", ["diffusers", "single-file"])
+def test_a_model_that_borrows_its_clip_is_not_exported(layout, tmp_path, capsys):
+    assert run("--src", "dalle2-mini", "--dst", tmp_path / "x", "--export", layout) == 2
+    assert "has its text, image from a bundled model" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

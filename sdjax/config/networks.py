@@ -133,7 +133,7 @@ class UNet:
     scale_shift: bool = False  # the time scales and shifts the norms (ADM), or is added before them
     resample: Literal["conv", "res_block"] = "conv"  # what halves and doubles the resolution
     dropout: float = 0.0  # in the residual blocks, in training
-    patch: int = 1  # pixels folded into channels before the first level (arXiv 2301.11093, 2.3)
+    patch: int = 1  # pixels folded into channels before the first level (cf. arXiv 2301.11093)
 
     def __post_init__(self) -> None:
         require_valid(self)

@@ -307,6 +307,11 @@ def _open(
     """Config, leaves and unused tensors (where `layout` has a place for them) of any model."""
     if not isinstance(src, Source) and (Path(src) / MODEL_FILE).is_file():
         components, model = open_model(src)
+        if model.get("shared"):
+            raise ValueError(
+                f"{src} has its {', '.join(map(shown, model['shared']))} from a bundled model, "
+                "which no published layout can say: only sdjax reads it"
+            )
         config = stored_config(model, str(src))
         trees = {name: unflatten(leaves) for name, leaves in components.items()}
         check_components(config, trees, str(src))

@@ -1,5 +1,6 @@
 """DALL-E 2 on tiny random networks: seeds, compilations, inversion, manipulations, refusals."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,6 +185,7 @@ def test_known_pixels_stay(pipe):
     assert np.abs(drawn[0] - drawn[1])[HOLE].mean() > 3
     recipe = found[0].info[RECIPE]
     assert (recipe["from"], recipe["sampler"], recipe["eta"]) == ("inpaint", "ddpm", 0.0)
+    assert recipe["upsampler_sampler"] == "ddpm"
 
 
 def test_a_picture_is_continued(pipe):
@@ -334,6 +336,31 @@ def test_a_prior_reads_what_the_text_tower_writes(pipe):
     )
     with pytest.raises(ValueError, match="a prior of tiny reads 5 hidden states of 32, CLIP's"):
         replace(pipe, config=replace(pipe.config, prior=prior))
+
+
+def test_a_prior_with_a_table_of_its_own_is_refused(pipe):
+    prior = config.DiffusionPrior(
+        16, 5, 32, 1, 2, config.Schedule("cosine", prediction="x0"), vocab_size=100, scale=4.0
+    )
+    with pytest.raises(ValueError, match="a prior of tiny reads token ids with a table of its own"):
+        replace(pipe, config=replace(pipe.config, prior=prior))
+
+
+def test_methods_refuse_before_they_work(pipe, compilations):
+    embeddings, plans = np.ones((2, 16), np.float32), pipe.settings.plans(pipe.config)
+    with pytest.raises(ValueError, match="guidance must be a number of at least 1"):
+        pipe.invert([PICTURES[0]], 4, 1, guidance=0.5)
+    with pytest.raises(ValueError, match="guidance must be a number of at least 1"):
+        pipe.draw(embeddings, plans, seeds=np.zeros(2, np.int32), guidance=float("nan"))
+    for seeds, texts in ((np.zeros(3, np.int32), ()), (np.zeros(2, np.int32), [CAT])):
+        with pytest.raises(ValueError, match="2 embeddings, . seeds and . texts must be as many"):
+            pipe.draw(embeddings, plans, seeds=seeds, texts=texts)
+    assert compilations == []
+
+
+def test_recipes_of_numpy_numbers_can_be_stored():
+    settings = Settings().completed(steps=np.int64(5), upsampler_steps=np.array([2, 3]))
+    assert json.loads(json.dumps(settings.recipe()))["upsampler_steps"] == [2, 3]
 
 
 def test_a_decoder_with_its_own_text_transformer_is_refused(pipe):
