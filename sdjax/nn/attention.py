@@ -1,5 +1,6 @@
 """Scaled dot-product attention (arXiv 1706.03762, equation 1): the one attention of sdjax."""
 
+from functools import partial
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -14,6 +15,9 @@ QUERY_BLOCK = 512
 """Queries handled at once when the score matrix would be large."""
 MAX_SCORES = 1 << 20
 """Largest tokens x tokens matrix kept whole, per head."""
+MAX_SCORES_TOGETHER = 1 << 17
+"""Largest one of which a CPU handles all heads at once; beyond it, one after the other is faster,
+as the scores of one head stay in its caches."""
 
 
 def dot_product_attention(
@@ -31,31 +35,60 @@ def dot_product_attention(
     never stored whole. With `causal`, a query sees the keys up to its own position, of which the
     first query's is `start`; with `mask`, those where it is True, of which there must be one.
     """
-    batch, queries, heads, head_dim = query.shape
+    head = partial(_attend, causal=causal, mask=mask, start=start)
+
+    def together(query: Array, key: Array, value: Array) -> Array:
+        return jax.vmap(head, in_axes=2, out_axes=2)(query, key, value)
+
+    def one_by_one(query: Array, key: Array, value: Array) -> Array:
+        each = [x.transpose(2, 0, 1, 3) for x in (query, key, value)]
+        return jax.lax.map(lambda one: head(*one), each).transpose(1, 2, 0, 3)
+
+    if query.shape[1] * key.shape[1] <= MAX_SCORES_TOGETHER:
+        return together(query, key, value)
+    return jax.lax.platform_dependent(query, key, value, cpu=one_by_one, default=together)
+
+
+def _attend(
+    query: Float[Array, "batch queries head_dim"],
+    key: Float[Array, "batch tokens head_dim"],
+    value: Float[Array, "batch tokens head_dim"],
+    *,
+    causal: bool,
+    mask: Mask | None,
+    start: Int[Array, ""] | int,
+) -> Float[Array, "batch queries head_dim"]:
+    """`dot_product_attention` of one head."""
+    batch, queries, head_dim = query.shape
     tokens = key.shape[1]
-    scale = head_dim**-0.5
 
     def attend(block: Array, first: Array | int) -> Array:
-        scores = jnp.einsum("bqhd,bkhd->bhqk", block, key, preferred_element_type=jnp.float32)
-        scores = scores * scale
+        scores = jnp.einsum("bqd,bkd->bqk", block, key, preferred_element_type=jnp.float32)
+        scores = scores * head_dim**-0.5
         if causal:
             position = first + jnp.arange(block.shape[1])
             visible = position[:, None] >= jnp.arange(tokens)[None, :]
             scores = jnp.where(visible, scores, -jnp.inf)
         if mask is not None:
-            scores = jnp.where(mask[:, None, None], scores, -jnp.inf)
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+            scores = jnp.where(mask[:, None], scores, -jnp.inf)
+        # The sum of a softmax is divided by at the end: once for each query, not for each score.
+        top = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+        weights = jnp.exp(scores - top)
+        total = weights.sum(axis=-1, keepdims=True)
+        out = jnp.einsum(
+            "bqk,bkd->bqd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32
+        )
+        return (out / total).astype(value.dtype)
 
     if queries * tokens <= MAX_SCORES:
         return attend(query, start)
     missing = -queries % QUERY_BLOCK
-    padded = jnp.pad(query, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    blocks = padded.reshape(batch, -1, QUERY_BLOCK, heads, head_dim).swapaxes(0, 1)
+    padded = jnp.pad(query, ((0, 0), (0, missing), (0, 0)))
+    blocks = padded.reshape(batch, -1, QUERY_BLOCK, head_dim).swapaxes(0, 1)
     starts = start + jnp.arange(blocks.shape[0]) * QUERY_BLOCK
     # Recomputed for gradients, which would otherwise store every block's scores.
     out = jax.lax.map(jax.checkpoint(lambda args: attend(*args)), (blocks, starts))
-    return out.swapaxes(0, 1).reshape(batch, -1, heads, head_dim)[:, :queries]
+    return out.swapaxes(0, 1).reshape(batch, -1, head_dim)[:, :queries]
 
 
 class Cache(NamedTuple):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from sdjax.nn.convolution import convolve
 from sdjax.shapes import FeatureMap
 
 SYMMETRIC = ((1, 1), (1, 1))
@@ -87,6 +88,7 @@ def conv3x3(
         use_bias=bias,
         kernel_init=init,
         dtype=dtype,
+        conv_general_dilated=convolve,
         name=name,
     )
 

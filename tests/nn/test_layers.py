@@ -106,8 +106,9 @@ def test_space_to_depth_and_back():
     np.testing.assert_array_equal(space_to_depth(x, 1), x)
 
 
+@pytest.mark.parametrize("together", [attention.MAX_SCORES_TOGETHER, 100])
 @pytest.mark.parametrize("causal", [False, True])
-def test_attention_in_blocks_is_exact_and_so_is_its_gradient(causal, monkeypatch):
+def test_attention_in_blocks_is_exact_and_so_is_its_gradient(causal, together, monkeypatch):
     """65 queries are no multiple of the block, as CLIP's image tokens are not."""
     q, k, v = (jnp.asarray(RNG.normal(size=(2, 65, 2, 4)), jnp.float32) for _ in range(3))
 
@@ -117,6 +118,7 @@ def test_attention_in_blocks_is_exact_and_so_is_its_gradient(causal, monkeypatch
     whole, whole_slope = jax.value_and_grad(total)(q)
     monkeypatch.setattr(attention, "MAX_SCORES", 100)
     monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(attention, "MAX_SCORES_TOGETHER", together)  # 100: head by head
     blocks, blocks_slope = jax.value_and_grad(total)(q)
     np.testing.assert_allclose(blocks, whole, rtol=1e-6)
     np.testing.assert_allclose(blocks_slope, whole_slope, atol=1e-5)
