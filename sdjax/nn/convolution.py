@@ -40,16 +40,14 @@ NEIGHBOUR_CHANNELS = 512
 def convolve(x: FeatureMap, kernel: Kernel, strides: Any, padding: Any, **rest: Any) -> FeatureMap:
     """`jax.lax.conv_general_dilated` of height, width and channels, in the fastest way known.
 
-    Made to be the `conv_general_dilated` of a `flax.linen.Conv`.
+    Made to be the `conv_general_dilated` of a `flax.linen.Conv` without dilation or groups.
     """
     plain = partial(jax.lax.conv_general_dilated, **rest)
     way = best_way(x.shape, kernel.shape, x.dtype)
     same = tuple(strides) == (1, 1) and tuple(map(tuple, padding)) == PADDING
     if way == "direct" or not same:
         return plain(x, kernel, strides, padding)
-    return jax.lax.platform_dependent(
-        x, kernel, cpu=partial(_by, way), default=lambda x, kernel: _direct(x, kernel)
-    )
+    return jax.lax.platform_dependent(x, kernel, cpu=partial(_by, way), default=_direct)
 
 
 def best_way(shape: tuple[int, ...], kernel: tuple[int, ...], dtype: DTypeLike) -> Way:
@@ -65,18 +63,17 @@ def best_way(shape: tuple[int, ...], kernel: tuple[int, ...], dtype: DTypeLike) 
         return "nine"
     if dtype != jnp.float32:
         return "direct"
-    even = height % 2 == 0 and width % 2 == 0
-    if even and batch * height * width >= 4 * FEWEST_TILES:
-        return "winograd"
-    few = batch * height * width < 4 * FEWEST_TILES
-    return "neighbours" if few and channels >= NEIGHBOUR_CHANNELS else "direct"
+    if batch * height * width < 4 * FEWEST_TILES:
+        return "neighbours" if channels >= NEIGHBOUR_CHANNELS else "direct"
+    return "winograd" if height % 2 == 0 and width % 2 == 0 else "direct"
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
 def _by(way: Way, x: FeatureMap, kernel: Kernel) -> FeatureMap:
-    # With 0 times a number of the map in it, a kernel is transformed when its turn comes: XLA would
-    # do all at once and keep them, 2 GB for Stable Diffusion's UNet, and drops barriers on a CPU.
-    return WAYS[way](x, kernel + 0 * x[0, 0, 0, 0])
+    # Inside a branch a kernel is transformed when its turn comes: XLA would do all at once and keep
+    # them, 2 GB for Stable Diffusion's UNet. The condition is false, which XLA cannot know; as it
+    # is of the kernel, neither images nor devices come to depend on each other.
+    return jax.lax.cond(kernel[0, 0, 0, 0] > jnp.inf, _direct, WAYS[way], x, kernel)
 
 
 @_by.defjvp
