@@ -13,6 +13,8 @@ from sdjax.shapes import Mask, Sequence
 
 QUERY_BLOCK = 512
 """Queries handled at once when the score matrix would be large."""
+LEAST_BLOCK = 128
+"""On a CPU, where `QUERY_BLOCK` is the number for all images together, the least for each."""
 MAX_SCORES = 1 << 20
 """Largest tokens x tokens matrix kept whole, per head."""
 MAX_SCORES_TOGETHER = 1 << 17
@@ -31,8 +33,8 @@ def dot_product_attention(
 ) -> Float[Array, "batch queries heads head_dim"]:
     """softmax(Q K^T / sqrt(head_dim)) V, exact; scores and softmax in float32.
 
-    Large inputs go through in blocks of `QUERY_BLOCK` queries, so the tokens x tokens matrix is
-    never stored whole. With `causal`, a query sees the keys up to its own position, of which the
+    Large inputs go through in blocks of queries, so the tokens x tokens matrix is never stored
+    whole. With `causal`, a query sees the keys up to its own position, of which the
     first query's is `start`; with `mask`, those where it is True, of which there must be one.
     """
     head = partial(_attend, causal=causal, mask=mask, start=start)
@@ -42,7 +44,9 @@ def dot_product_attention(
 
     def one_by_one(query: Array, key: Array, value: Array) -> Array:
         each = [x.transpose(2, 0, 1, 3) for x in (query, key, value)]
-        return jax.lax.map(lambda one: head(*one), each).transpose(1, 2, 0, 3)
+        # So many that the scores stay in the caches.
+        block = max(LEAST_BLOCK, QUERY_BLOCK // query.shape[0])
+        return jax.lax.map(lambda one: head(*one, block=block), each).transpose(1, 2, 0, 3)
 
     if query.shape[1] * key.shape[1] <= MAX_SCORES_TOGETHER:
         return together(query, key, value)
@@ -57,16 +61,19 @@ def _attend(
     causal: bool,
     mask: Mask | None,
     start: Int[Array, ""] | int,
+    block: int | None = None,
 ) -> Float[Array, "batch queries head_dim"]:
-    """`dot_product_attention` of one head."""
+    """`dot_product_attention` of one head, in blocks of `block` queries (`QUERY_BLOCK`)."""
     batch, queries, head_dim = query.shape
-    tokens = key.shape[1]
+    tokens, block = key.shape[1], block or QUERY_BLOCK
+    scale = head_dim**-0.5
+    if query.dtype == jnp.float32:  # cheaper than the scores; in 16 bits one rounding more
+        query, scale = query * scale, 1.0
 
-    def attend(block: Array, first: Array | int) -> Array:
-        scores = jnp.einsum("bqd,bkd->bqk", block, key, preferred_element_type=jnp.float32)
-        scores = scores * head_dim**-0.5
+    def attend(some: Array, first: Array | int) -> Array:
+        scores = jnp.einsum("bqd,bkd->bqk", some, key, preferred_element_type=jnp.float32) * scale
         if causal:
-            position = first + jnp.arange(block.shape[1])
+            position = first + jnp.arange(some.shape[1])
             visible = position[:, None] >= jnp.arange(tokens)[None, :]
             scores = jnp.where(visible, scores, -jnp.inf)
         if mask is not None:
@@ -82,10 +89,10 @@ def _attend(
 
     if queries * tokens <= MAX_SCORES:
         return attend(query, start)
-    missing = -queries % QUERY_BLOCK
+    missing = -queries % block
     padded = jnp.pad(query, ((0, 0), (0, missing), (0, 0)))
-    blocks = padded.reshape(batch, -1, QUERY_BLOCK, head_dim).swapaxes(0, 1)
-    starts = start + jnp.arange(blocks.shape[0]) * QUERY_BLOCK
+    blocks = padded.reshape(batch, -1, block, head_dim).swapaxes(0, 1)
+    starts = start + jnp.arange(blocks.shape[0]) * block
     # Recomputed for gradients, which would otherwise store every block's scores.
     out = jax.lax.map(jax.checkpoint(lambda args: attend(*args)), (blocks, starts))
     return out.swapaxes(0, 1).reshape(batch, -1, head_dim)[:, :queries]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from sdjax.nn.convolution import convolve
+from sdjax.nn.convolution import convolve, convolve_doubled
 from sdjax.shapes import FeatureMap
 
 SYMMETRIC = ((1, 1), (1, 1))
@@ -77,8 +77,12 @@ def conv3x3(
     padding: tuple[tuple[int, int], tuple[int, int]] = SYMMETRIC,
     bias: bool = True,
     zero: bool = False,
+    doubled: bool = False,
 ) -> nn.Conv:
-    """A 3x3 convolution; `zero` starts it at zero, so that its residual branch starts silent."""
+    """A 3x3 convolution; `zero` starts it at zero, so that its residual branch starts silent.
+
+    With `doubled` it is of the map with every pixel repeated, to twice the height and width.
+    """
     init = nn.initializers.zeros if zero else nn.initializers.lecun_normal()
     return nn.Conv(
         features,
@@ -88,7 +92,7 @@ def conv3x3(
         use_bias=bias,
         kernel_init=init,
         dtype=dtype,
-        conv_general_dilated=convolve,
+        conv_general_dilated=convolve_doubled if doubled else convolve,
         name=name,
     )
 
@@ -113,12 +117,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: FeatureMap) -> FeatureMap:
-        return conv3x3(x.shape[-1], name="conv", dtype=self.dtype)(double(x))
-
-
-def double(x: FeatureMap) -> FeatureMap:
-    """Twice the height and width, every pixel repeated."""
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+        return conv3x3(x.shape[-1], name="conv", dtype=self.dtype, doubled=True)(x)
 
 
 def halve(x: FeatureMap) -> FeatureMap:

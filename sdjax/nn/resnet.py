@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from sdjax.nn.layers import GroupNorm, conv3x3, double, halve
+from sdjax.nn.convolution import double
+from sdjax.nn.layers import GroupNorm, conv3x3, halve
 from sdjax.shapes import FeatureMap, Vectors
 
 RESAMPLE = {"none": lambda x: x, "up": double, "down": halve}
@@ -33,8 +34,9 @@ class ResBlock(nn.Module):
     def __call__(self, x: FeatureMap, time: Vectors | None = None) -> FeatureMap:
         resample = RESAMPLE[self.resample]
         h = nn.silu(GroupNorm(self.groups, self.epsilon, self.dtype, name="norm_1")(x))
-        x, h = resample(x), resample(h)
-        h = conv3x3(self.channels, name="conv_1", dtype=self.dtype)(h)
+        x, doubled = resample(x), self.resample == "up"
+        h = h if doubled else resample(h)  # the convolution doubles it
+        h = conv3x3(self.channels, name="conv_1", dtype=self.dtype, doubled=doubled)(h)
         norm = GroupNorm(self.groups, self.epsilon, self.dtype, name="norm_2")
         if time is None:
             h = norm(h)

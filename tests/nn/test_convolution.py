@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sdjax.nn import convolution
-from sdjax.nn.convolution import PADDING, best_way, convolve
+from sdjax.nn.convolution import PADDING, PLAIN, best_way, convolve, convolve_doubled
 from sdjax.nn.layers import conv3x3
 
 LAYOUT = ("NHWC", "HWIO", "NHWC")
@@ -27,11 +27,19 @@ def in_float64(x, kernel):
     )
 
 
+EXACT = {
+    "halved": lambda x, kernel: in_float64(x, kernel)[:, ::2, ::2],
+    "doubled": lambda x, kernel: in_float64(x.repeat(2, axis=1).repeat(2, axis=2), kernel),
+}
+
+
 @pytest.mark.parametrize("way", convolution.WAYS)
 def test_every_way_is_the_convolution(way):
     x, kernel = example()
-    found = convolution.WAYS[way](jnp.float32(x), jnp.float32(kernel))
-    np.testing.assert_allclose(found, in_float64(x, kernel), atol=3e-6)
+    wanted = EXACT.get(way, in_float64)(x, kernel)
+    for compute in (convolution.WAYS[way], PLAIN[way]):
+        found = compute(jnp.float32(x), jnp.float32(kernel))
+        np.testing.assert_allclose(found, wanted, atol=4e-6)
 
 
 def test_nine_products_of_bfloat16_are_summed_in_float32():
@@ -61,14 +69,39 @@ def test_the_way_is_chosen_by_shape_and_type(shape, channels, dtype, way):
     assert best_way((*shape, channels[0]), (3, 3, *channels), dtype) == way
 
 
+@pytest.mark.parametrize(
+    ("side", "channels", "dtype", "way"),
+    [
+        (16, 1280, jnp.float32, "halved"),
+        (64, 320, jnp.float32, "direct"),
+        (15, 1280, jnp.float32, "direct"),
+        (16, 1280, jnp.bfloat16, "direct"),
+    ],
+)
+def test_the_way_of_stride_2_is_chosen_by_shape_and_type(side, channels, dtype, way):
+    shape, kernel = (2, side, side, channels), (3, 3, channels, channels)
+    assert best_way(shape, kernel, dtype, (2, 2)) == way
+
+
 def arguments(strides=(1, 1), padding=PADDING):
     return {"strides": strides, "padding": padding, "dimension_numbers": LAYOUT}
 
 
+def convolved(way, monkeypatch):
+    """`convolve` as if a way were the best; the function of a map and a kernel."""
+    if way == "doubled":
+        return lambda x, kernel: convolve_doubled(x, kernel, **arguments())
+    monkeypatch.setattr(convolution, "best_way", lambda *_: way)
+    strides = (2, 2) if way == "halved" else (1, 1)
+    return lambda x, kernel: convolve(x, kernel, **arguments(strides))
+
+
 @pytest.mark.parametrize(
-    "given", [arguments(strides=(2, 2)), arguments(padding=((0, 1), (0, 1)))], ids=str
+    "given",
+    [arguments(strides=(2, 2), padding=((0, 1), (0, 1))), arguments(padding=((0, 1), (0, 1)))],
+    ids=str,
 )
-def test_what_has_no_stride_of_1_and_padding_of_1_is_left_to_xla(given, monkeypatch):
+def test_other_paddings_are_left_to_xla(given, monkeypatch):
     monkeypatch.setattr(convolution, "best_way", lambda *_: "winograd")
     x, kernel = (jnp.float32(a) for a in example())
     wanted = jax.lax.conv_general_dilated(
@@ -79,14 +112,8 @@ def test_what_has_no_stride_of_1_and_padding_of_1_is_left_to_xla(given, monkeypa
 
 @pytest.mark.parametrize("way", convolution.WAYS)
 def test_derivatives_are_those_of_the_plain_convolution(way, monkeypatch):
-    monkeypatch.setattr(convolution, "best_way", lambda *_: way)
     x, kernel = (jnp.float32(a) for a in example())
-
-    def plain(x, kernel):
-        return jax.lax.conv_general_dilated(x, kernel, (1, 1), PADDING, dimension_numbers=LAYOUT)
-
-    def ours(x, kernel):
-        return convolve(x, kernel, **arguments())
+    ours, plain = convolved(way, monkeypatch), PLAIN[way]
 
     def gradients(fn):
         return jax.jit(jax.grad(lambda *args: jnp.sin(fn(*args)).sum(), (0, 1)))(x, kernel)
@@ -100,10 +127,26 @@ def test_derivatives_are_those_of_the_plain_convolution(way, monkeypatch):
 
 @pytest.mark.parametrize("way", convolution.WAYS)
 def test_an_image_that_is_not_finite_leaves_the_others_alone(way, monkeypatch):
-    monkeypatch.setattr(convolution, "best_way", lambda *_: way)
+    ours = convolved(way, monkeypatch)
     x, kernel = (jnp.float32(a) for a in example())
-    found = convolve(x.at[0].set(jnp.nan), kernel, **arguments())
-    np.testing.assert_array_equal(found[1], convolve(x, kernel, **arguments())[1])
+    found = ours(x.at[0].set(jnp.nan), kernel)
+    np.testing.assert_array_equal(found[1], ours(x, kernel)[1])
+
+
+def test_a_large_kernel_is_transformed_in_parts(monkeypatch):
+    x, kernel = (jnp.float32(a) for a in example())
+    ours = convolved("winograd", monkeypatch)
+    whole = ours(x, kernel)
+    monkeypatch.setattr(convolution, "MOST_WEIGHTS", 5 * 7 // 3)
+    text = str(jax.make_jaxpr(ours)(x, kernel))
+    assert text.count("cond[") >= 4  # of the platform, and of four parts
+    np.testing.assert_allclose(ours(x, kernel), whole, atol=2e-6)
+
+
+def test_a_doubled_map_of_16_bits_is_convolved_as_any_other():
+    x, kernel = (jnp.asarray(a, jnp.bfloat16) for a in example())
+    wanted = convolve(convolution.double(x), kernel, **arguments())
+    np.testing.assert_array_equal(convolve_doubled(x, kernel, **arguments()), wanted)
 
 
 def products(layer, x, platform):

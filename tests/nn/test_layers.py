@@ -15,6 +15,7 @@ from sdjax.image.depth import Depth
 from sdjax.nn import attention
 from sdjax.nn.functional import apply
 from sdjax.nn.layers import GroupNorm, depth_to_space, layer_norm, space_to_depth
+from sdjax.nn.transformer import FeedForward
 from sdjax.weights.depth import depth_shapes
 
 RNG = np.random.default_rng(0)
@@ -118,9 +119,33 @@ def test_attention_in_blocks_is_exact_and_so_is_its_gradient(causal, together, m
     whole, whole_slope = jax.value_and_grad(total)(q)
     monkeypatch.setattr(attention, "MAX_SCORES", 100)
     monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
+    monkeypatch.setattr(attention, "LEAST_BLOCK", 16)
     monkeypatch.setattr(attention, "MAX_SCORES_TOGETHER", together)  # 100: head by head
     blocks, blocks_slope = jax.value_and_grad(total)(q)
     np.testing.assert_allclose(blocks, whole, rtol=1e-6)
     np.testing.assert_allclose(blocks_slope, whole_slope, atol=1e-5)
     temporary = jax.jit(total).lower(q).as_text()
     assert "65x65" not in temporary  # no tokens x tokens matrix anywhere
+    assert "80x65" not in temporary and "16x65" in temporary
+
+
+@pytest.mark.parametrize("kind", ["geglu", "gelu"])
+def test_a_feed_forward_network_in_strips_is_the_same(kind, monkeypatch):
+    network = FeedForward(12, kind)
+    x = jnp.asarray(RNG.normal(size=(2, 16, 6)), jnp.float32)
+    params = network.init(jax.random.key(0), x)
+
+    def run(platform):
+        def total(params, x):
+            return (network.apply(params, x) ** 2).sum()
+
+        lowered = jax.jit(total).trace(params, x).lower(lowering_platforms=(platform,))
+        return jax.value_and_grad(total, (0, 1))(params, x), lowered.as_text().count("while")
+
+    whole, loops = run("cpu")
+    assert loops == 0
+    monkeypatch.setattr("sdjax.nn.transformer.STRIP", 8)
+    strips, loops = run("cpu")
+    assert loops == 1
+    assert run("cuda")[1] == 0
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), strips, whole)
