@@ -1,4 +1,4 @@
-"""Which calls of a run are guided, and which run the whole network: data, one flag for each call."""
+"""Which calls of a run are guided, and which run the whole network: a flag for each."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int

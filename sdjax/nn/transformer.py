@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from sdjax.nn.attention import Attention, Cache
-from sdjax.nn.merging import Merging, match
 from sdjax.nn.layers import GroupNorm, activation, exact_gelu, layer_norm
+from sdjax.nn.merging import Merging, match
 from sdjax.shapes import FeatureMap, Mask, Sequence
 
 LAYER_NORM_EPSILON = 1e-5
