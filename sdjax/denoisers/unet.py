@@ -69,7 +69,7 @@ class UNet(nn.Module):
         """`__call__`, with the feature map of the deep part as `remember` gave it at another time.
 
         Only what lies between the `SHALLOW` outermost skip connections and the output is run, as
-        in DeepCache (arXiv 2312.00858, section 3.2).
+        in DeepCache (arXiv 2312.00858).
         """
         return self._run(*inputs, deep=deep)[0]
 

@@ -7,7 +7,7 @@ from sdjax.diffusion.samplers import Calls
 
 
 def guided_calls(calls: Calls, interval: Float[Array, " 2"]) -> Bool[Array, " calls"]:
-    """Is the noise level within the interval, the lower end left out (arXiv 2404.07724, eq. 5)?
+    """Is the noise level within the interval, the lower end left out (arXiv 2404.07724)?
 
     The paper's sigma is sigma / alpha here, the level where data has its own size: large at the
     start of a run. Levels without any data are infinite.
@@ -20,7 +20,7 @@ def guided_calls(calls: Calls, interval: Float[Array, " 2"]) -> Bool[Array, " ca
 def whole_calls(
     count: int, every: Int[Array, ""], guided: Bool[Array, " calls"] | None
 ) -> Bool[Array, " calls"]:
-    """Which of `count` calls run the whole network (arXiv 2312.00858, section 3.3, uniform).
+    """Which of `count` calls run the whole network (arXiv 2312.00858, the uniform 1:N).
 
     Call 0 and every `every`-th after it. And the first with guidance after some without: what the
     unconditional half remembers then would be of long ago, or nothing.

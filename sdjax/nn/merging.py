@@ -38,7 +38,7 @@ class Merging:
 
 
 def match(x: Sequence, height: int, width: int, share: float) -> Merging:
-    """Merge `share` of the tokens of a feature map into others that look alike (section 3 and 4.1).
+    """Merge `share` of the tokens of a feature map into others that look alike.
 
     One token of each window of 2 x 2 is a destination, taken at random as in the paper, but always
     the same; the rest are sources. Each source has the destination of the largest cosine; the

@@ -105,7 +105,7 @@ class Shortcuts:
     def _check_interval(self, guidance: float) -> None:
         if self.guidance_interval is None:
             return
-        least, most = self.guidance_interval
+        least, most = self.guidance_interval if len(self.guidance_interval) == 2 else (0.0, 0.0)
         if not (math.isfinite(least) and 0 <= least < most):
             raise ValueError(
                 "guidance_interval must be two noise levels (sigma / alpha), the first at least 0 "
