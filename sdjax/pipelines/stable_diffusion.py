@@ -84,7 +84,8 @@ class Pipeline:
         it, does not matter. Only the number of images and the size take a new compilation, and a
         run of more calls of the network than the next of `sdjax.pipelines.request.CALL_LIMITS`;
         samplers, steps, guidance, eta, strength, seeds and words do not. Guidance 1 (off) is a
-        program of its own, which calls the network for the prompt alone.
+        program of its own, which calls the network for the prompt alone. So is each set of
+        shortcuts that are on, and each value of `merge` and `tile`.
 
         Args:
             prompt: one text or several; not empty.

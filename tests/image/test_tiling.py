@@ -53,11 +53,16 @@ def test_tiles_are_close_and_have_no_seams():
     tiles = stages.decode_float(tiny.AUTOENCODER, PARAMS, z, 32)
     error = np.asarray(tiles - whole)
     assert np.sqrt((error**2).mean()) < 0.2 * np.asarray(whole).std()
-    # The error is a slow change of shade: not larger between neighbours at a seam than elsewhere.
+
+    # Where every tile has a shade of its own, the error does not jump where a tile begins or ends
+    # (without the blending by 1.9 times what it changes elsewhere).
+    z = z + jnp.linspace(-3, 3, 64)[None, :, None, None]
+    whole = stages.decode_float(tiny.AUTOENCODER, PARAMS, z)
+    error = np.asarray(stages.decode_float(tiny.AUTOENCODER, PARAMS, z, 32) - whole)
     steps = np.abs(np.diff(error, axis=1)).mean((0, 2, 3))
     starts, _ = blend(64, 32, 2)
     seams = [s * 2 - 1 for s in starts[1:]] + [(s + 32) * 2 - 1 for s in starts[:-1]]
-    assert steps[seams].max() < 2 * steps.max()
+    assert steps[seams].max() < 1.5 * np.median(steps)
 
 
 @pytest.mark.parametrize("way", ["decode", "encode"])
