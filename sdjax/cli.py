@@ -57,6 +57,12 @@ def _add_imagine(commands: argparse._SubParsersAction) -> None:
         "--model", default="mini", help="bundled name, folder, checkpoint or hub name (mini)"
     )
     _add_checkpoint(imagine, "sd2-v")
+    imagine.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the weights and of what computes with them; bfloat16 takes half the memory",
+    )
     imagine.add_argument("--seed", type=int, default=0, help="of the first picture (0)")
     imagine.add_argument("--steps", type=int, help="denoising steps (the model's own: 30 for mini)")
     imagine.add_argument("--guidance", type=float, help="pull of the text; 1 is none (3 for mini)")
@@ -159,7 +165,7 @@ def _imagine(args: argparse.Namespace) -> None:
     check_png(args.out)
     if args.scale < 1:
         raise ValueError(f"--scale must be at least 1, got {args.scale}")
-    pipe = load(args.model, family=args.family, ema=args.ema)
+    pipe = load(args.model, dtype=args.dtype, family=args.family, ema=args.ema)
     if isinstance(pipe, Unclip):
         images = cli_unclip.imagine(pipe, args)
     elif isinstance(pipe, Pipeline):

@@ -207,12 +207,23 @@ def test_caption_refuses_in_one_line(arguments, message, drawings, model, tmp_pa
     [(["caption", "a.png", "a cat"], "clip.load_clip"), (["imagine", "a cat"], "load.load")],
 )
 def test_what_a_checkpoint_cannot_tell_is_passed_on(command, function, monkeypatch, capsys):
-    def told(model, family=None, ema=None):
+    def told(model, family=None, ema=None, dtype=None):
         raise ValueError(f"{model}, {family}, {ema}")
 
     monkeypatch.setattr(f"sdjax.pipelines.{function}", told)
     assert main([*command, "--model", "f", "--family", "sd1", "--no-ema"]) == 2
     assert capsys.readouterr().err.endswith("f, sd1, False\n")
+
+
+def test_the_type_of_the_weights_is_passed_on(monkeypatch, capsys):
+    def told(model, dtype, **_):
+        raise ValueError(f"{model} in {dtype}")
+
+    monkeypatch.setattr("sdjax.pipelines.load.load", told)
+    assert main(["imagine", "a cat", "--dtype", "bfloat16"]) == 2
+    assert capsys.readouterr().err.endswith("mini in bfloat16\n")
+    assert main(["imagine", "a cat"]) == 2
+    assert capsys.readouterr().err.endswith("mini in float32\n")
 
 
 def test_models_are_listed(capsys, monkeypatch):

@@ -19,7 +19,7 @@ from sdjax.diffusion.guidance import guide, rescale
 from sdjax.diffusion.loop import Trajectory, begin, begin_state, walk
 from sdjax.diffusion.samplers import Plan
 from sdjax.image.autoencoder import Autoencoder
-from sdjax.nn.functional import Params, apply
+from sdjax.nn.functional import Params, apply, dtype_of
 from sdjax.parallel import Devices, Mode, parallelize
 from sdjax.shapes import Images, Keys, Latents, Scalar, Tokens
 from sdjax.text.clip_text import ClipText, TextOutput, end_positions
@@ -28,7 +28,7 @@ from sdjax.text.clip_text import ClipText, TextOutput, end_positions
 @partial(jax.jit, static_argnames=("tower", "end_id"))
 def encode_text(tower: config.TextTower, params: Params, tokens: Tokens, end_id: int) -> TextOutput:
     """Hidden states and pooled vectors of token rows."""
-    return apply(ClipText(tower), params, tokens, end_positions(tokens, end_id))
+    return apply(ClipText(tower, dtype_of(params)), params, tokens, end_positions(tokens, end_id))
 
 
 @partial(jax.jit, static_argnames="autoencoder")
@@ -83,7 +83,7 @@ def denoise(
     Returns:
         The state, whose first slot is x, and the trajectory or None.
     """
-    network = UNet(unet)
+    network = UNet(unet, dtype_of(params))
     branches = text.hidden.shape[1]
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), text)
     vector = rows.pooled if unet.vector_dim is not None else None
