@@ -14,10 +14,11 @@ denoisers/  noise --> ( one sampling loop: UNet + guidance + step ) ----+
 >>> pipe("a red apple, 3d style", seed=0)
 """
 
+from sdjax.compilation import keep_compilations
 from sdjax.pipelines.clip import load_clip
 from sdjax.pipelines.images import Images
 from sdjax.pipelines.load import load
 from sdjax.pipelines.stable_diffusion import Pipeline
 from sdjax.pipelines.unclip import Unclip
 
-__all__ = ["Images", "Pipeline", "Unclip", "load", "load_clip"]
+__all__ = ["Images", "Pipeline", "Unclip", "keep_compilations", "load", "load_clip"]

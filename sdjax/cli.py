@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -301,15 +300,6 @@ def _evaluate(args: argparse.Namespace) -> None:
     partial.replace(args.out)
 
 
-def _keep_compilations() -> None:
-    """Compiled programs are kept on disk, so that only the first command of its kind compiles."""
-    import jax
-
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "sdjax" / "jax"))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; bad input is one line on standard error and exit status 2."""
     parser = _parser()
@@ -317,7 +307,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
-    _keep_compilations()
+    from sdjax.compilation import keep_compilations
+
+    keep_compilations()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)

@@ -128,10 +128,14 @@ class Runners(NamedTuple):
     decode: Callable[..., Array]
 
 
-def runners(devices: Devices | None, mode: Mode | None) -> Runners:
-    """`denoise` and `decode`, where they should run; compiles nothing.
+JITTED = Runners(denoise, decode)
+
+
+def runners(run: Runners, devices: Devices | None, mode: Mode | None) -> Runners:
+    """The stages, where they should run; compiles nothing.
 
     Args:
+        run: the stages, on the devices of their arguments.
         devices: to share the images among; None is all, if there is a mode.
         mode: see `sdjax.parallel.Mode`; None is a mesh, if there are devices. Without both, the
             stages run where the parameters are.
@@ -140,10 +144,10 @@ def runners(devices: Devices | None, mode: Mode | None) -> Runners:
         ValueError: for an unknown mode, or devices that do not fit it.
     """
     if devices is None and mode is None:
-        return Runners(denoise, decode)
+        return run
     share = partial(parallelize, mode=mode or "mesh", devices=devices)
     static = ("unet", "prediction", "trajectory", "remat")
     return Runners(
-        share(denoise, batched=("state", "text", "keys"), static=static),
-        share(decode, batched=("latents",), static=("autoencoder",)),
+        share(run.denoise, batched=("state", "text", "keys"), static=static),
+        share(run.decode, batched=("latents",), static=("autoencoder",)),
     )

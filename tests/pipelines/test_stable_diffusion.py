@@ -96,6 +96,24 @@ def test_twenty_calls_compile_each_function_once(pipe, compilations):
             assert np.abs(found[i] - found[j]).max() > 0
 
 
+def test_what_was_compiled_ahead_is_not_compiled_again(pipe, compilations):
+    call = {"n": 3, "size": (8, 4)}  # as in no other test
+    times = pipe.precompile([CAT, DOG], **call)
+    assert compilations.count("jit(denoise)") == compilations.count("jit(decode)") == 1
+    assert list(times) == ["denoise", "decode"]
+    assert all(seconds > 0 for timing in times.values() for seconds in timing)
+    del compilations[:]
+    drawn = pipe([DOG, CAT], seed=5, steps=7, **call)
+    assert compilations == []
+    assert_same(drawn[1:2], pipe(DOG, seed=6, steps=7, size=(8, 4)))
+
+
+def test_nothing_is_compiled_ahead_for_several_devices(pipe, compilations):
+    with pytest.raises(ValueError, match="several devices"):
+        pipe.precompile(CAT, devices=jax.devices())
+    assert compilations == []
+
+
 def test_another_schedule_is_another_image(pipe, four):
     other = replace(pipe, config=replace(pipe.config, schedule=Schedule("cosine", prediction="v")))
     assert np.abs(pixels(other(CAT, seed=7)) - pixels(four[:1])).max() > 3
