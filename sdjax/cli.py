@@ -1,4 +1,4 @@
-"""`sdjax imagine | caption | models | train | evaluate`: the command line."""
+"""`sdjax imagine | caption | models | train | evaluate | bench`: the command line."""
 
 import argparse
 import json
@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdjax import cli_unclip
+from sdjax import cli_bench, cli_unclip
 
 if TYPE_CHECKING:
     from sdjax.pipelines.images import Images
@@ -43,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     out = Path("evaluation.json")
     evaluate.add_argument("-o", "--out", type=Path, default=out, help=f"JSON ({out})")
     evaluate.set_defaults(run=_evaluate)
+    cli_bench.add_command(commands)
     return parser
 
 
