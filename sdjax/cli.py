@@ -322,7 +322,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sdjax {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\nsdjax {args.command}: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"\nsdjax {args.command}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 

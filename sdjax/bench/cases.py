@@ -119,7 +119,7 @@ def text_case(preset: str, sizes: Sizes) -> Case:
     network = ClipText(text, sizes.dtype)
 
     def call(params: Params, x: dict[str, Any]) -> jax.Array:
-        return apply(network, params, x["tokens"], end).hidden
+        return apply(network, params, x["tokens"], jnp.asarray(end)).hidden
 
     facts = {"batch": batch, "tokens": text.context_length}
     return _network("text", text, inputs, call, sizes.dtype, facts)

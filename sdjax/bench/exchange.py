@@ -66,7 +66,8 @@ def write_model(config: Config, components: Mapping[str, Params], folder: Path) 
 
 def write_inputs(inputs: Mapping[str, np.ndarray], folder: Path) -> None:
     """Write the inputs of a call."""
-    np.savez(folder / INPUTS, **inputs)
+    arrays: Any = dict(inputs)
+    np.savez(folder / INPUTS, **arrays)
 
 
 def component_of(config: Config) -> str:

@@ -1,5 +1,6 @@
 """The machine that a figure was measured on: its name, its memory in use, its fastest products."""
 
+import ctypes
 import os
 import platform
 import resource
@@ -57,9 +58,8 @@ def _version(name: str) -> str | None:
         return None
 
 
-def product_gflops(dtype: DTypeLike, size: int | None = None) -> float:
+def product_gflops(dtype: DTypeLike, size: int) -> float:
     """The most GFLOP/s that a few products of two square matrices reach here."""
-    size = size or PRODUCT_SIZE
     a = jax.random.normal(jax.random.key(0), (size, size), dtype)
     product = jax.jit(jnp.matmul)
     product(a, a).block_until_ready()
@@ -73,6 +73,10 @@ def product_gflops(dtype: DTypeLike, size: int | None = None) -> float:
 
 def forget_peak_memory() -> None:
     """Begin anew with the peak of resident memory, where the system can (Linux)."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed is not in use
+    except (AttributeError, OSError):
+        pass
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,25 +16,6 @@ CACHE_OPTIONS = {
     "jax_persistent_cache_min_compile_time_secs": 0.0,
     "jax_persistent_cache_min_entry_size_bytes": -1,
 }
-
-
-class Ours(Protocol):
-    """What is timed on our side."""
-
-    operations: int  # of one call
-    temporary_bytes: int | None  # besides arguments and results, as XLA plans it
-
-    def first(self) -> dict[str, float]:
-        """Make the first call ever and a first call with all compilations on disk: seconds."""
-        ...
-
-    def run(self, calls: int) -> float:
-        """Seconds of so many calls."""
-        ...
-
-    def output(self) -> np.ndarray | None:
-        """Of the last call; None where the sides cannot have the same."""
-        ...
 
 
 class Compiled:
@@ -62,7 +43,7 @@ class Compiled:
         self.result: Any = None
 
     def first(self) -> dict[str, float]:
-        """See `Ours`."""
+        """Seconds of the first call by part, and of one with its compilations on disk."""
         parts = self._compile()
         start = time.perf_counter()
         self._call()
@@ -94,14 +75,14 @@ class Compiled:
         self.arguments = self.advance(self.arguments, self.result)
 
     def run(self, calls: int) -> float:
-        """See `Ours`."""
+        """Seconds of so many calls."""
         start = time.perf_counter()
         for _ in range(calls):
             self._call()
         return time.perf_counter() - start
 
     def output(self) -> np.ndarray | None:
-        """See `Ours`."""
+        """What is compared of the last call; None where the sides cannot have the same."""
         return self.pick(self.result)
 
 
@@ -115,21 +96,24 @@ class Drawn:
         self.pixels: np.ndarray | None = None
 
     def first(self) -> dict[str, float]:
-        """See `Ours`."""
+        """Seconds of the first call, and of one with its compilations on disk."""
         call = self.run(1)
         jax.clear_caches()
         return {"call": call, "cached": self.run(1)}
 
     def run(self, calls: int) -> float:
-        """See `Ours`."""
+        """Seconds of so many calls."""
         start = time.perf_counter()
         for _ in range(calls):
             self.pixels = self.draw()
         return time.perf_counter() - start
 
     def output(self) -> np.ndarray | None:
-        """See `Ours`."""
+        """The pixels of the last call."""
         return self.pixels
+
+
+Ours = Compiled | Drawn
 
 
 @contextmanager

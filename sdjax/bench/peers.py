@@ -150,4 +150,3 @@ class Peer:
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
         return lines[-1] if lines else f"exit status {self._process.returncode}"
-

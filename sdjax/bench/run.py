@@ -1,11 +1,13 @@
 """A measurement: our side and theirs in turn, with the same weights and inputs."""
 
 import math
+import signal
 import statistics
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,7 +45,6 @@ class Plan:
     vs: Sequence[str] = ()
     pairs: int = 5
     folder: Path | None = None  # of the peers' environments
-    product_size: int = PRODUCT_SIZE
 
     def __post_init__(self) -> None:
         if self.pairs < 1:
@@ -97,7 +98,8 @@ def bench(plan: Plan) -> dict[str, Any]:
     else:
         _say("making random weights ...")
         cases = [builders[plan.what](plan.preset, plan.sizes)]
-    results = [measure(case, plan) for case in cases]
+    with _unwinding():
+        results = [measure(case, plan) for case in cases]
     return {"machine": machine(), "results": results}
 
 
@@ -115,7 +117,8 @@ def measure(case: Case, plan: Plan) -> dict[str, Any]:
             _start(stack, case, name, dtype, folder, plan, ours) for name, dtype in plan.rivals
         ]
         products = _products(plan, rivals)
-        estimate = ours.run(1)  # the warm-up
+        # The first call was the warm-up; a short one is made again, to tell how short it is.
+        estimate = first["call"] if first["call"] > 1 else ours.run(1)
         calls = max(1, math.ceil(SAMPLE / estimate))
         mine = _in_turn(ours, rivals, plan.pairs, calls)
         used = peak_memory()
@@ -163,6 +166,19 @@ def check(result: Mapping[str, Any]) -> None:
                 f"{where} differ by {difference:.2g} standard deviations of the output, more than "
                 f"{TOLERANCE:g}: they compute different things, and times cannot be compared"
             )
+
+
+@contextmanager
+def _unwinding() -> Iterator[None]:
+    """To be terminated is like Ctrl-C: what is temporary goes."""
+    if threading.current_thread() is not threading.main_thread():  # signals need the main thread
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def _hand_over(case: Case, folder: Path) -> None:
@@ -221,11 +237,11 @@ def distance(ours: np.ndarray, theirs: np.ndarray, slack: float = 0.0) -> float:
 def _products(plan: Plan, rivals: Sequence[Rival]) -> dict[str, float]:
     """The fastest matrix product of any side, by type: the machine's peak, as far as is known."""
     found = {
-        dtype: product_gflops(jnp.dtype(dtype), plan.product_size)
+        dtype: product_gflops(jnp.dtype(dtype), PRODUCT_SIZE)
         for dtype in dict.fromkeys(("float32", plan.dtype))
     }
     for rival in rivals:
-        theirs = rival.peer.ask("product", size=plan.product_size)["gflops"]
+        theirs = rival.peer.ask("product", size=PRODUCT_SIZE)["gflops"]
         found[rival.dtype] = max(found[rival.dtype], theirs)
     return found
 

@@ -49,6 +49,7 @@ class Network:
     """One network and its inputs, as a jitted function."""
 
     def __init__(self, folder, inputs, dtype, options):
+        self.check(inputs, options)
         settings = json.loads((folder / "config.json").read_text())
         model = self.cls.from_config(settings, dtype=dtype)
         tensors = load_file(folder / "diffusion_pytorch_model.safetensors")
@@ -70,9 +71,11 @@ class Network:
 class UNet(Network):
     cls = diffusers.FlaxUNet2DConditionModel
 
-    def prepare(self, inputs, options):
+    def check(self, inputs, options):
         if "vector" in inputs or "label" in inputs:
             raise ValueError("the Flax UNet has no class embedding: choose sd15 or sd21-v")
+
+    def prepare(self, inputs, options):
         x = jnp.asarray(inputs["x"].transpose(0, 3, 1, 2))
         return x, jnp.asarray(inputs["time"]), jnp.asarray(inputs["context"])
 
@@ -83,9 +86,11 @@ class UNet(Network):
 class Decoder(Network):
     cls = diffusers.FlaxAutoencoderKL
 
-    def prepare(self, inputs, options):
+    def check(self, inputs, options):
         if options["patch"] != 1:
             raise ValueError("the folding of patches is not compared with Flax: choose sd15")
+
+    def prepare(self, inputs, options):
         return (jnp.asarray((inputs["latents"] / options["scale"]).transpose(0, 3, 1, 2)),)
 
     def forward(self, model, params, latents):

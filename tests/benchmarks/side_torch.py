@@ -93,7 +93,6 @@ class Decoder(Network):
 
     def prepare(self, inputs, dtype):
         self.z = nchw(inputs["latents"] / self.options["scale"], dtype)
-        # The decoder is what is compared, the encoder is loaded with it.
 
     def forward(self):
         return self.model.decode(self.z).sample
