@@ -127,6 +127,7 @@ def test_both_sides_compute_the_same_from_what_is_handed_over(environment, capsy
     ours = result["sdjax"]
     assert len(ours["seconds"]) == len(peer["seconds"]) == len(peer["sdjax_seconds"]) == 1
     assert peer["ratio"] == pytest.approx(ours["median"] / 0.5)
+    assert peer["ratio_range"] == [pytest.approx(peer["ratio"])] * 2  # of one pair
     assert set(ours["first"]) == {"trace", "lower", "compile", "call", "cached"}
     assert (result["what"], result["batch"], result["tokens"]) == ("text", 2, 24)
     assert result["gflop"] == pytest.approx(2 * 24 * 2 * 1_800_000 / 1e9, rel=0.1)

@@ -1,4 +1,8 @@
-"""The results of a measurement, for people."""
+"""The results of a measurement, for people.
+
+GFLOP/s are the operations of the plain formulas over the time, the same number for all sides; one
+that computes convolutions with fewer (Winograd) may so pass the peak of plain products.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -56,7 +60,7 @@ def _row(name: str, side: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         name,
         seconds(side["median"]),
-        f"{side['ratio']:.3f}" if "ratio" in side else "",
+        _ratio(side),
         f"{side['gflops']:,.0f}",
         f"{side['of_peak']:.0%}",
         seconds(sum(side["first"].get(part, 0.0) for part in PARTS)),
@@ -64,6 +68,14 @@ def _row(name: str, side: Mapping[str, Any]) -> tuple[str, ...]:
         _mebibytes(side["peak_bytes"]),
         "" if difference is None else f"{difference:.1e}",
     )
+
+
+def _ratio(side: Mapping[str, Any]) -> str:
+    """Of the medians, and the least and the greatest of a pair."""
+    if "ratio" not in side:
+        return ""
+    least, most = side["ratio_range"]
+    return f"{side['ratio']:.3f} ({least:.2f}-{most:.2f})"
 
 
 def _first(ours: Mapping[str, Any]) -> str:
