@@ -7,6 +7,7 @@ the worker of `sdjax bench` beside it. An environment that is there is brought u
 """
 
 import argparse
+import shlex
 import shutil
 import subprocess
 import sys
@@ -58,7 +59,7 @@ def make(name: str, folder: Path) -> int:
     if not python.exists():
         venv.create(folder / name, with_pip=True)
     command = [str(python), "-m", "pip", "install", "--quiet", *INDEX.get(name, ()), *PINNED[name]]
-    print(" ".join(command), flush=True)
+    print(shlex.join(command), flush=True)
     return subprocess.run(command).returncode
 
 
