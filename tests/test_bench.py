@@ -189,7 +189,6 @@ def test_a_worker_of_another_version_or_that_ends_is_told(environment, capsys, t
         (["train", "--preset", "sd15"], "only mini is trained here, not sd15"),
         (["train", "--dtype", "bfloat16"], "training is in float32"),
         (["pipeline", "--preset", "mini"], "mini does not draw from CLIP's words alone"),
-        (["pipeline", "--dtype", "bfloat16"], "a pipeline computes in float32"),
         (["--vs", "torch"], "no peer 'torch': choose among diffusers, diffusers-flax"),
         (["--json", "nowhere/x.json"], "there is no folder nowhere"),
     ],
