@@ -219,7 +219,7 @@ JUDGE = Judge(
     channels=(24, 48, 96, 160),
     groups=8,
     embedding_dim=128,
-    style_dim=64,
+    shades=10,
     concepts=1092,  # of the drawings
     styles=6,
 )

@@ -3,6 +3,7 @@
 import itertools
 import re
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,7 @@ from sdjax.evaluate_composition import (
     hues,
     recoloured,
 )
+from sdjax.evaluate_judge import Judge
 from sdjax.image.judge import Verdict
 
 STYLES = presets.MINI_STYLES
@@ -94,12 +96,16 @@ def test_no_caption_of_training_joins_a_colour_with_its_thing():
         assert any(colour in text for text in texts) and any(thing in text for text in texts)
 
 
-class OneThing:
+class OneThing(Judge):
     """A judge that sees the first candidate in real drawings, and never in a black picture."""
+
+    def __init__(self):
+        pass
 
     def read(self, pictures):
         black = (pictures == 0).all((1, 2, 3))
-        return Verdict(features=None, concepts=np.stack([~black, black], 1), styles=None)
+        nothing = jnp.zeros((len(pictures), 1))
+        return Verdict(nothing, jnp.stack([~black, black], axis=1).astype(float), nothing)
 
     def columns(self, concepts):
         return list(range(len(concepts)))

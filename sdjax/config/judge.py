@@ -13,7 +13,7 @@ class Judge:
     channels: tuple[int, ...]  # of each level; every level but the first halves the map
     groups: int  # of the norms
     embedding_dim: int  # of the space in which a picture is near its concept
-    style_dim: int  # width of the style head's hidden layer
+    shades: int  # of red, of green and of blue that the style's palette tells apart
     concepts: int
     styles: int
     patch: int = 2  # pixels, folded into channels first

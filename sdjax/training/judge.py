@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from sdjax import config
 from sdjax.data import emoji
-from sdjax.image.augment import augment
+from sdjax.image.augment import augment, soften
 from sdjax.image.judge import JudgeNetwork
 from sdjax.image.preprocess import to_float
 from sdjax.nn.functional import Params, apply, init_params
@@ -23,8 +23,6 @@ from sdjax.weights.files import save_model
 
 SMOOTHING = 0.1
 """Of the concepts' labels: a few pictures of each are no reason to be sure."""
-STYLE_WEIGHT = 1.0
-"""Of the style's cross-entropy beside the concept's."""
 
 
 def judge_task(model: config.Judge, recipe: Recipe) -> Task:
@@ -54,7 +52,7 @@ def judge_task(model: config.Judge, recipe: Recipe) -> Task:
             "config": to_json(model),
             "concepts": names,
             "styles": list(emoji.STYLES),
-            "training": {**facts, "smoothing": SMOOTHING, "style_weight": STYLE_WEIGHT},
+            "training": {**facts, "smoothing": SMOOTHING},
         }
         save_model(folder, {"judge": params}, described, "float16")
 
@@ -62,19 +60,22 @@ def judge_task(model: config.Judge, recipe: Recipe) -> Task:
 
 
 def judge_loss(model: config.Judge) -> Loss:
-    """Cross-entropy of the concept, with smoothed labels, and of the style.
+    """Cross-entropy of the concept, with smoothed labels, and of the style, whose colours stay.
 
     batch: pixels uint8 [batch, h, w, 3], concept and style int32 [batch].
     """
     network = JudgeNetwork(model)
 
     def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
-        found = apply(network, params, augment(to_float(batch["pixels"]), key))
+        key_concept, key_style = jax.random.split(key)
+        images = to_float(batch["pixels"])
+        changed, natural = augment(images, key_concept), soften(images, key_style)
+        found = apply(network, params, changed, natural)
         wanted = jax.nn.one_hot(batch["concept"], model.concepts)
         wanted = optax.smooth_labels(wanted, SMOOTHING)
         concept = optax.softmax_cross_entropy(found.concepts, wanted).mean()
         style = optax.softmax_cross_entropy_with_integer_labels(found.styles, batch["style"]).mean()
-        return concept + STYLE_WEIGHT * style, {
+        return concept + style, {
             "concept": jnp.mean(found.concepts.argmax(1) == batch["concept"]),
             "style": jnp.mean(found.styles.argmax(1) == batch["style"]),
         }

@@ -7,7 +7,7 @@ import pytest
 
 from sdjax import config
 from sdjax.image.augment import augment, blur
-from sdjax.image.judge import JudgeNetwork, moments
+from sdjax.image.judge import JudgeNetwork, palette
 from sdjax.nn.functional import apply, init_params
 
 TINY = config.Judge(
@@ -15,7 +15,7 @@ TINY = config.Judge(
     channels=(8, 8, 16),
     groups=4,
     embedding_dim=8,
-    style_dim=8,
+    shades=4,
     concepts=5,
     styles=3,
 )
@@ -34,19 +34,34 @@ def test_a_picture_has_a_direction_and_two_rows_of_logits():
     assert jnp.abs(found.concepts).max() <= 20 * (1 + 1e-5)  # cosines times the sharpness
 
 
-def test_moments_know_how_much_and_not_where():
-    x = pictures(2)
-    mixed = jax.random.permutation(jax.random.key(1), x.reshape(2, -1, 3), axis=1).reshape(x.shape)
-    np.testing.assert_allclose(moments(x), moments(mixed), rtol=1e-4, atol=1e-6)
-    expected = np.concatenate([np.mean(x, (1, 2)), np.std(x, (1, 2))], axis=1)
-    np.testing.assert_allclose(moments(x), expected, rtol=1e-4)
+def test_the_palette_counts_colours_wherever_they_are():
+    x = jnp.ones((1, 2, 4, 3)).at[0, 0].set(jnp.array([1.0, -1, -1]))  # half red, half white
+    found = palette(x, shades=2)[0].reshape(2, 2, 2)
+    assert found[1, 0, 0] == found[1, 1, 1] == pytest.approx(0.5**0.5)
+    assert found.sum() == pytest.approx(2 * 0.5**0.5)
+    np.testing.assert_allclose(palette(x[:, ::-1], 2)[0], found.reshape(-1), rtol=1e-6)
+
+
+def test_a_colour_between_two_counts_for_both():
+    grey = jnp.full((1, 3, 3, 3), -0.5).at[..., 1:].set(-1.0)  # a quarter of red
+    found = palette(grey, shades=2)[0].reshape(2, 2, 2)
+    assert found[0, 0, 0] == pytest.approx(0.75**0.5) and found[1, 0, 0] == pytest.approx(0.5)
+    np.testing.assert_allclose(jnp.linalg.norm(palette(pictures(3), 5), axis=1), 1, rtol=1e-5)
+
+
+def test_the_style_is_read_off_the_natural_colours():
+    params = init_params(JudgeNetwork(TINY), jax.random.key(0), pictures(1))
+    one, other = pictures(2), pictures(2, seed=1)
+    found = apply(JudgeNetwork(TINY), params, one, other)
+    np.testing.assert_array_equal(found.styles, apply(JudgeNetwork(TINY), params, other).styles)
+    np.testing.assert_array_equal(found.concepts, apply(JudgeNetwork(TINY), params, one).concepts)
 
 
 def test_sizes_that_do_not_fit_are_refused():
     with pytest.raises(ValueError, match="image_size 20 is no multiple of 8, the patch and the 2"):
-        config.Judge(20, (8, 8, 16), 4, 8, 8, 5, 3)
+        config.Judge(20, (8, 8, 16), 4, 8, 4, 5, 3)
     with pytest.raises(ValueError, match="6 channels are no multiple of groups 4"):
-        config.Judge(16, (8, 6), 4, 8, 8, 5, 3)
+        config.Judge(16, (8, 6), 4, 8, 4, 5, 3)
 
 
 def test_white_stays_white_whatever_is_changed():

@@ -13,7 +13,7 @@ from sdjax.training.loop import train
 from sdjax.training.state import Recipe
 
 RECIPE = Recipe(steps=2, batch=4, learning_rate=1e-3, warmup=1)
-TINY = replace(presets.JUDGE, channels=(8, 8, 8), embedding_dim=8, style_dim=8)
+TINY = replace(presets.JUDGE, channels=(8, 8, 8), embedding_dim=8, shades=3)
 
 
 def test_a_judge_is_trained_and_loaded(tmp_path):
