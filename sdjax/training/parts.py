@@ -21,7 +21,7 @@ RECIPES = {
     "upsampler-2": Recipe(steps=2000, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
     "prior-ar": Recipe(steps=2000, batch=64, learning_rate=2e-3, ema=0.995),
     "judge": Recipe(
-        steps=3000,
+        steps=2000,
         batch=32,
         learning_rate=2e-3,
         weight_decay=0.05,
