@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sdjax import presets
 from sdjax.data import emoji
 from sdjax.evaluate_composition import composition_figures
-from sdjax.evaluate_judge import Judge, judged_hits, judged_styles, load_judge
+from sdjax.evaluate_judge import Judge, judged_hits, load_judge, styles_named
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.preprocess import to_float
 from sdjax.nn.functional import apply
@@ -241,7 +241,7 @@ def evaluate(
         "model": model,
         "captions": count,
         "seed": seed,
-        **_own_figures(pipe, judge, test, order, candidates, seed, settings),
+        **_own_figures(pipe, judge, neutral, test, order, candidates, seed, settings),
         "retrieval_clip": compared(clip_hits),
         "retrieval_pixels": compared(pixel_hits),
         **_clip_figures(judge, pictures, styles, words, seed),
@@ -255,6 +255,7 @@ def evaluate(
 def _own_figures(
     pipe: Pipeline | Unclip,
     judge: Clip,
+    neutral: Judge,
     test: emoji.EmojiSet,
     order: np.ndarray,
     candidates: list[list[str]],
@@ -263,10 +264,14 @@ def _own_figures(
 ) -> dict[str, Any]:
     """The settings in force, and what only a model of this kind has."""
     if isinstance(pipe, Pipeline):
-        psnrs = psnr(test.images, reconstruct(pipe, test.images))
+        decoded = reconstruct(pipe, test.images)
+        psnrs, words = psnr(test.images, decoded), list(pipe.styles or presets.MINI_STYLES)
+        verdict = neutral.read(decoded[order])
+        kept = styles_named(neutral, verdict, [test.styles[i] for i in order], words)
         return {
             "settings": {**pipe.defaults.__dict__, **settings},
             "autoencoder_psnr_db": round(float(psnrs.mean()), 2),
+            "style_judge_reconstructed": round(kept, 3),
         }
     from sdjax.evaluate_unclip import unclip_figures  # it imports this module
 
@@ -304,12 +309,7 @@ def judge_figures(
     """Retrieval, style and distance by the neutral judge, for drawn pictures and real ones."""
     verdicts = [judge.read(x) for x in pictures]
     hits = [float(judged_hits(judge, x, candidates).mean()) for x in verdicts]
-    named = [
-        float(
-            np.mean([a == b for a, b in zip(judged_styles(judge, x, words), styles, strict=True)])
-        )
-        for x in verdicts
-    ]
+    named = [styles_named(judge, x, styles, words) for x in verdicts]
     train, (drawn, real) = emoji.load("train", words), (np.asarray(x.features) for x in verdicts)
     rows = other_rows(len(train), len(real), seed)
     other = np.asarray(judge.read(train.images[rows]).features)

@@ -110,3 +110,11 @@ def judged_styles(judge: Judge, verdict: Verdict, words: Sequence[str]) -> list[
     """The style of each picture, chosen among `words`."""
     logits = np.asarray(verdict.styles)[:, [judge.styles.index(word) for word in words]]
     return [words[int(i)] for i in logits.argmax(1)]
+
+
+def styles_named(
+    judge: Judge, verdict: Verdict, styles: Sequence[str], words: Sequence[str]
+) -> float:
+    """Share of pictures whose style, one of `words`, the judge names."""
+    named = judged_styles(judge, verdict, words)
+    return float(np.mean([a == b for a, b in zip(named, styles, strict=True)]))
