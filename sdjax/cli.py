@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from sdjax.pipelines.images import Images
     from sdjax.pipelines.stable_diffusion import Pipeline
 
-TRAINED_PARTS = ("clip", "autoencoder", "latent-diffusion", "prior", "decoder", "upsampler")
+TRAINED_PARTS = (
+    "clip", "autoencoder", "latent-diffusion", "prior", "decoder", "upsampler", "judge"
+)  # fmt: skip
+TRAINED_WHOLE = ("mini", "dalle2-mini")
+ONE_PART_ONLY = {
+    **dict.fromkeys(("steps", "batch", "learning_rate", "seed", "clip", "autoencoder")),
+    **{"kind": "diffusion", "stage": 1, "preset": "mini"},
+}
+"""Options of `train` that say nothing about a whole model, and what they are when not given."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -39,6 +47,12 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--guidance", type=float)
     evaluate.add_argument(
         "--prior", action="store_true", help="measure the priors of a DALL-E 2, or one in a folder"
+    )
+    evaluate.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        help="instead of measuring, draw the first 64 captions on one sheet, a PNG or WebP",
     )
     out = Path("evaluation.json")
     evaluate.add_argument("-o", "--out", type=Path, default=out, help=f"JSON ({out})")
@@ -122,9 +136,12 @@ def _add_checkpoint(parser: argparse.ArgumentParser, example: str) -> None:
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
-    train = commands.add_parser("train", help="train a part from scratch on the emoji pictures")
-    order = "clip and autoencoder first: latent-diffusion needs both, prior and decoder need clip"
-    train.add_argument("part", choices=TRAINED_PARTS, help=order)
+    train = commands.add_parser("train", help="train from scratch on the emoji pictures")
+    order = (
+        "a whole model (mini, dalle2-mini) or one part of it; clip and autoencoder first: "
+        "latent-diffusion needs both, prior and decoder need clip; the judge only grades"
+    )
+    train.add_argument("part", choices=(*TRAINED_WHOLE, *TRAINED_PARTS), help=order)
     kinds = "of a prior: autoregressive, or (the default) diffusion"
     train.add_argument("--kind", choices=("ar", "diffusion"), default="diffusion", help=kinds)
     train.add_argument("--stage", type=int, choices=(1, 2), default=1, help="of an upsampler (1)")
@@ -261,6 +278,8 @@ def _train(args: argparse.Namespace) -> None:
 
     if args.save_every < 1:
         raise ValueError(f"--save-every must be at least 1, got {args.save_every}")
+    if args.part in TRAINED_WHOLE:
+        return _train_whole(args)
     changes = {
         name: getattr(args, name)
         for name in ("steps", "batch", "learning_rate", "seed")
@@ -275,10 +294,20 @@ def _train(args: argparse.Namespace) -> None:
     print(f"trained: {(args.out / 'model').resolve()}")
 
 
+def _train_whole(args: argparse.Namespace) -> None:
+    from sdjax.training.systems import train_system
+
+    cli_unclip.refuse(args, ONE_PART_ONLY, f"the whole of {args.part}")
+    model = train_system(args.part, args.out, resume=args.resume, save_every=args.save_every)
+    print(f"trained: {model.resolve()}\nmeasure it: sdjax evaluate {model}")
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from sdjax.evaluate import evaluate
     from sdjax.evaluate_prior import evaluate_priors
 
+    if args.sheet is not None:
+        return _sheet(args)
     if not args.out.parent.is_dir():
         raise FileNotFoundError(f"cannot write {args.out}: there is no folder {args.out.parent}")
     settings = {
@@ -299,6 +328,17 @@ def _evaluate(args: argparse.Namespace) -> None:
     partial = args.out.with_name(f".{args.out.name}.partial")
     partial.write_text(text + "\n")
     partial.replace(args.out)
+
+
+def _sheet(args: argparse.Namespace) -> None:
+    from sdjax.evaluate_sheet import CAPTIONS, check_sheet, draw_sheet, save_sheet
+
+    cli_unclip.refuse(args, {"count": None, "prior": False}, "--sheet")
+    check_sheet(args.sheet)
+    settings = {"steps": args.steps, "guidance": args.guidance}
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    save_sheet(draw_sheet(args.model, seed=args.seed, **chosen), args.sheet)
+    print(f"{CAPTIONS} held-out captions: {args.sheet.resolve()}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
