@@ -11,7 +11,10 @@ if TYPE_CHECKING:
     from sdjax.pipelines.unclip import Unclip
 
 MODEL = "dalle2-mini"
-NOT_FOR_UNCLIP = {"negative": "", "size": None, "spacing": None, "offset": None, "rescale": 0.0}
+NOT_FOR_UNCLIP = {
+    **{"negative": "", "size": None, "spacing": None, "offset": None, "rescale": 0.0},
+    **{"guidance_interval": None, "reuse": 1, "merge": 0.0, "tile": None},
+}
 """Options of `imagine` that DALL-E 2 has nothing for, and what they are when not given."""
 ONLY_FOR_UNCLIP = {"prior": None, "best_of": None}
 

@@ -57,6 +57,14 @@ def test_imagine_takes_every_option(model, tmp_path):
         assert image.size == (16, 8)
 
 
+def test_imagine_takes_every_shortcut(model, tmp_path):
+    options = "-n 1 --size 32 --guidance-interval 0.1 5 --reuse 2 --merge 0.5 --tile 8 -o one.png"
+    assert main(["imagine", "a cat", "--model", model, *options.split()]) == 0
+    recipe = read_recipe(tmp_path / "one.png")[0]
+    asked = {"guidance_interval": [0.1, 5.0], "reuse": 2, "merge": 0.5, "tile": 8}
+    assert recipe.items() >= asked.items()
+
+
 def test_words_never_seen_are_noted(model, capsys):
     assert main(["imagine", "a purple cat", "--model", model, "-n", "1"]) == 0
     assert "note: tiny was never shown the words: purple" in capsys.readouterr().err
@@ -74,6 +82,10 @@ def test_words_never_seen_are_noted(model, capsys):
         (["a cat, cubist style"], "does not know the style 'cubist': choose among noto, flat"),
         (["a cat", "-n", "0"], "n, the number of images, must be at least 1"),
         (["a cat", "--scale", "0"], "--scale must be at least 1"),
+        (["a cat", "--guidance-interval", "2", "1"], "guidance_interval must be two noise levels"),
+        (["a cat", "--reuse", "0"], "reuse must be at least 1"),
+        (["a cat", "--merge", "0.9"], "merge must be between 0"),
+        (["a cat", "--tile", "1"], "tile must be at least 8 latent pixels"),
         (["a cat", "-o", "cat.jpg"], "cat.jpg must end in .png"),
         (["a cat", "-o", "no/cat.png"], "there is no folder no"),
         (["a cat", "--model", "nowhere"], "no model 'nowhere'"),

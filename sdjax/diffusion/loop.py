@@ -20,6 +20,10 @@ PRNG = "threefry2x32"
 Denoise = Callable[[Latents, Timesteps], Any]
 """Network output for latents and timesteps, guidance included; or (output, what went into it)."""
 
+Recall = Callable[[Latents, Timesteps, Int[Array, ""], Any], tuple[Any, Any]]
+"""A network with a memory, which also knows the index of the call: what `Denoise` returns, and the
+memory for the next call."""
+
 State = Float[Array, "slots batch _height _width _channels"]
 """What a sampler remembers: see `sdjax.diffusion.solvers.maps`. Slot 0 is x."""
 
@@ -69,6 +73,11 @@ def begin_state(x: Latents) -> Array:
     return jnp.zeros((SLOTS, *x.shape), jnp.float32).at[0].set(x)
 
 
+def _timesteps(info: Calls, state: State) -> Timesteps:
+    """What the network is told of the time, for each image."""
+    return jnp.full((state.shape[1],), info.timestep, jnp.float32)
+
+
 def call(
     denoise: Denoise,
     info: Calls,
@@ -96,7 +105,7 @@ def call(
         ValueError: if the plan needs a variance, and the network says none.
     """
     x = state[0]
-    result = denoise(x, jnp.full((x.shape[0],), info.timestep, jnp.float32))
+    result = denoise(x, _timesteps(info, state))
     output, parts = result if isinstance(result, tuple) else (result, ())
 
     def opinion(output: Array) -> tuple[Array, Array]:
@@ -128,38 +137,50 @@ def call(
 
 
 def walk(
-    denoise: Denoise,
+    denoise: Denoise | Recall,
     plan: Plan,
     state: State,
     keys: Keys,
     *,
+    memory: Any = None,
     trajectory: bool = False,
     remat: bool = False,
     **options: Any,
 ) -> tuple[Array, Trajectory | None]:
-    """All active calls of the plan; see `sample`. A run may be walked in parts."""
+    """All active calls of the plan; see `sample`. A run may be walked in parts.
 
-    def advance(state: Array, info: Calls, index: Array) -> tuple[Array, Trajectory]:
-        return call(denoise, info, index, state, keys, limits=plan.limits, **options)
+    With `memory`, a tree of arrays, `denoise` is a `Recall`, and this what it remembers at first;
+    what it remembers in the end is dropped.
+    """
+
+    def advance(carried: tuple[Array, Any], info: Calls, index: Array) -> tuple[Any, Trajectory]:
+        state, kept = carried
+        ask: Any = denoise
+        if memory is not None:
+            told, kept = ask(state[0], _timesteps(info, state), index, kept)
+            ask = lambda *_: told  # noqa: E731
+        state, made = call(ask, info, index, state, keys, limits=plan.limits, **options)
+        return (state, kept), made
 
     if remat:
         advance = jax.checkpoint(advance, prevent_cse=False)  # a scan needs no more
 
-    def body(state: Array, scanned: tuple[Calls, Array]) -> tuple[Array, Trajectory | None]:
+    def body(carried: Any, scanned: tuple[Calls, Array]) -> tuple[Any, Trajectory | None]:
         info, index = scanned
-        recorded = jax.eval_shape(advance, state, info, index)[1] if trajectory else None
+        recorded = jax.eval_shape(advance, carried, info, index)[1] if trajectory else None
 
-        def rest(state: Array) -> tuple[Array, Trajectory | None]:
-            return state, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), recorded)
+        def rest(carried: Any) -> tuple[Any, Trajectory | None]:
+            return carried, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), recorded)
 
-        def go(state: Array) -> tuple[Array, Trajectory | None]:
-            state, made = advance(state, info, index)
-            return state, made if trajectory else None
+        def go(carried: Any) -> tuple[Any, Trajectory | None]:
+            carried, made = advance(carried, info, index)
+            return carried, made if trajectory else None
 
-        return jax.lax.cond(info.active, go, rest, state)
+        return jax.lax.cond(info.active, go, rest, carried)
 
     index = jnp.arange(plan.calls.active.shape[0])
-    return jax.lax.scan(body, state, (plan.calls, index))
+    (state, _), made = jax.lax.scan(body, (state, memory), (plan.calls, index))
+    return state, made
 
 
 def sample(

@@ -33,6 +33,12 @@ class Sampler:
     exact: bool = False  # takes a level without any signal as it is
     inverse: bool = False  # walks from data to noise
     learned: bool = False  # the network must say the variance, too
+    inner: bool = False  # has calls inside a step, though it counts each as a step
+
+    @property
+    def several(self) -> bool:
+        """Does a step ask the network several times, each from what the one before said?"""
+        return self.inner or self.calls > 1
 
     @property
     def of_steps(self) -> str:
@@ -102,7 +108,7 @@ SAMPLERS: dict[str, Sampler] = {
     "unclip": _unclip(_plain(solvers.ddpm, variance="learned"), learned=True, limits=Limits(1.0)),
     "unclip prior": _unclip(_plain(solvers.ddpm), limits=Limits(5.0)),
     "plms": _alpha_space(_plain(solvers.plms), order=2, source=PNDM, more=1),
-    "pndm": _alpha_space(_pndm, order=2, source=PNDM, more=9),
+    "pndm": _alpha_space(_pndm, order=2, source=PNDM, more=9, inner=True),
     "euler": _sigma_space(
         _churning(solvers.euler_churn), order=1, calls=1, source=KARRAS, eta=CHURN
     ),
@@ -125,6 +131,7 @@ SAMPLERS: dict[str, Sampler] = {
             order=2 if kind == "m" else order,  # 3m, too: see `dpm_multistep`
             source=source,
             end="first" if name == "dpm" else None,
+            inner=kind == "s",
         )
         for name, kind, order, source in (
             ("dpm", "m", 2, DPM_CODE),

@@ -7,6 +7,7 @@ from jax.typing import DTypeLike
 
 from sdjax.nn.attention import Attention, Cache
 from sdjax.nn.layers import GroupNorm, activation, exact_gelu, layer_norm
+from sdjax.nn.merging import Merging, match
 from sdjax.shapes import FeatureMap, Mask, Sequence
 
 LAYER_NORM_EPSILON = 1e-5
@@ -75,20 +76,32 @@ class TransformerBlock(nn.Module):
     dropout: float = 0.0  # of what is added, where a "dropout" key is given
 
     def __call__(
-        self, x: Sequence, context: Sequence | None = None, mask: Mask | None = None
+        self,
+        x: Sequence,
+        context: Sequence | None = None,
+        mask: Mask | None = None,
+        merging: Merging | None = None,
     ) -> Sequence:
-        """`mask` says which positions are seen of the context, or of `x` where there is none."""
-        return self._run(x, context, mask, None)[0]
+        """`mask` says which positions are seen of the context, or of `x` where there is none.
+
+        With `merging` the self-attention is among the merged tokens; the rest is of each.
+        """
+        return self._run(x, context, mask, None, merging)[0]
 
     def extend(self, x: Sequence, cache: Cache, mask: Mask | None) -> tuple[Sequence, Cache]:
         """The next positions of a causal sequence: see `Attention.extend`."""
-        x, extended = self._run(x, None, mask, cache)
+        x, extended = self._run(x, None, mask, cache, None)
         assert extended is not None
         return x, extended
 
     @nn.compact
     def _run(
-        self, x: Sequence, context: Sequence | None, mask: Mask | None, cache: Cache | None
+        self,
+        x: Sequence,
+        context: Sequence | None,
+        mask: Mask | None,
+        cache: Cache | None,
+        merging: Merging | None,
     ) -> tuple[Sequence, Cache | None]:
         def norm(name: str) -> nn.LayerNorm:
             return layer_norm(self.epsilon, name=name, dtype=self.dtype)
@@ -107,6 +120,9 @@ class TransformerBlock(nn.Module):
             attend = attention("self_attention", self.causal)
             h, cache = attend.extend(norm("norm_self")(x), cache, mask)
             x = x + drop(h)
+        elif merging is not None:
+            h = attention("self_attention", self.causal)(merging.merge(norm("norm_self")(x)))
+            x = x + drop(merging.unmerge(h))
         else:
             own = mask if context is None else None
             x = x + drop(attention("self_attention", self.causal)(norm("norm_self")(x), None, own))
@@ -154,6 +170,7 @@ class SpatialTransformer(nn.Module):
     groups: int
     cross_only: bool
     dtype: DTypeLike = jnp.float32
+    merge: float = 0.0  # share of the positions that the self-attention sees as one with others
 
     @nn.compact
     def __call__(
@@ -164,6 +181,7 @@ class SpatialTransformer(nn.Module):
         h = GroupNorm(self.groups, 1e-6, self.dtype, name="norm")(x)
         h = h.reshape(batch, height * width, channels)
         h = nn.Dense(channels, dtype=self.dtype, name="project_in")(h)
+        merging = match(h, height, width, self.merge) if self.merge else None
         h = TransformerBlock(
             self.heads,
             channels // self.heads,
@@ -174,7 +192,7 @@ class SpatialTransformer(nn.Module):
             cross_only=self.cross_only,
             dtype=self.dtype,
             name="block",
-        )(h, context, mask)
+        )(h, context, mask, merging)
         h = nn.Dense(
             channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project_out"
         )(h)

@@ -20,6 +20,7 @@ from sdjax.diffusion.samplers import (
 )
 from sdjax.diffusion.times import Spacing, check_whole
 from sdjax.image.preprocess import to_picture
+from sdjax.pipelines.shortcuts import Shortcuts
 
 CALL_LIMITS = (100, 500, 2000)
 """Static lengths of the loop, in calls of the network: 50, 250 and 1000 steps of two calls each."""
@@ -61,6 +62,7 @@ class Request:
     strength: float | None  # None: no image
     start: Start
     latents: Float[np.ndarray | Array, "batch height width channels"] | None
+    shortcuts: Shortcuts = Shortcuts()
 
     def __post_init__(self) -> None:
         """Refuse bad input in words."""
@@ -80,6 +82,7 @@ class Request:
             raise ValueError(
                 f"guidance_rescale must be between 0 and 1, got {self.guidance_rescale}"
             )
+        self.shortcuts.check(self.model, self.config, sampler, self.guidance)
         if self.image is None and self.strength is not None:
             raise ValueError(
                 f"strength {self.strength} says how much of an image to redraw: none given"
@@ -117,9 +120,10 @@ class Request:
         """The calls of the network.
 
         Raises:
-            ValueError: if the steps, eta, the strength or the spacing are out of range.
+            ValueError: if the steps, eta, the strength or the spacing are out of range, or no call
+                is in the guidance interval.
         """
-        return sampling_plan(
+        plan = sampling_plan(
             self.config.schedule,
             self.steps,
             CALL_LIMITS,
@@ -130,6 +134,8 @@ class Request:
             strength=self.strength,
             start=self.start,
         )
+        self.shortcuts.check_plan(plan)
+        return plan
 
     def recipes(self) -> list[dict[str, Any]]:
         """What is written into each image: the arguments, of `image` and `latents` the SHA-256.
@@ -147,6 +153,7 @@ class Request:
             "width": self.size[1],
             "height": self.size[0],
             "model": self.model,
+            **self.shortcuts.recipe(),
         }
         if self.offset is not None:
             settings["offset"] = self.offset

@@ -20,6 +20,7 @@ from sdjax.nn.functional import Params
 from sdjax.parallel import Devices, Mode
 from sdjax.pipelines.images import Images
 from sdjax.pipelines.request import Defaults, Request, check_styles, complete
+from sdjax.pipelines.shortcuts import Shortcuts
 from sdjax.pipelines.stages import JITTED, Runners, encode, encode_text, first_state, runners
 from sdjax.pipelines.words import warn_about_words
 from sdjax.shapes import Keys
@@ -70,6 +71,10 @@ class Pipeline:
         strength: float | None = None,
         start: Start = "diffusers",
         latents: Float[np.ndarray | Array, "batch height width channels"] | None = None,
+        guidance_interval: tuple[float, float] | None = None,
+        reuse: int = 1,
+        merge: float = 0.0,
+        tile: int | None = None,
         progress: bool = False,
         trajectory: bool = False,
         devices: Devices | None = None,
@@ -104,6 +109,16 @@ class Pipeline:
             start: how much noise it begins with, by convention: see
                 `sdjax.diffusion.samplers.sampling_plan`.
             latents: standard normal noise to begin with, one for each image, instead of the seeds'.
+            guidance_interval: guide only where sigma / alpha is above the first and at most the
+                second number, and call the network for the prompt alone elsewhere (arXiv
+                2404.07724); None is everywhere. This and the next three are faster or smaller, but
+                draw another picture: see `sdjax.pipelines.shortcuts`.
+            reuse: run the whole UNet in every so many calls only, and between them its outermost
+                part (arXiv 2312.00858); 1 is off.
+            merge: 0 (off) to 0.75, tokens of the outermost self-attention that are merged with
+                others alike (arXiv 2303.17604).
+            tile: side in latent pixels of the parts in which the autoencoder is run, so that a
+                large image needs no more memory than one of them; None is the whole.
             progress: show a progress bar.
             trajectory: also return every call of the network.
             devices: share the images among these, such as `jax.devices()`; None is where the
@@ -140,6 +155,7 @@ class Pipeline:
             strength=strength,
             start=start,
             latents=latents,
+            shortcuts=Shortcuts(guidance_interval, reuse, merge, tile),
         )
         check_styles(self.name, self.styles, texts)
         run = runners(self.run, devices, mode)  # checks before making a plan, which compiles
@@ -147,7 +163,7 @@ class Pipeline:
         warn_about_words(self.name, self.tokenizer, texts)
 
         x, calls = self._walk(request, plan, run, progress, trajectory)
-        pixels = run.decode(self.config.autoencoder, self.params["autoencoder"], x)
+        pixels = run.decode(self.config.autoencoder, self.params["autoencoder"], x, tile)
         images = Images.from_pixels(np.asarray(pixels), request.recipes())
         return images if calls is None else (images, _walk_of(plan, calls, x))
 
@@ -187,7 +203,10 @@ class Pipeline:
         text, keys = self._text(request), image_keys(jnp.asarray(request.seeds))
         state = first_state(plan, self._noise(request, keys), self._image(request))
         recorded, calls = None, plan.count
+        cuts = request.shortcuts
         chunk = max(calls // 10, 1) if progress else calls
+        # A part begins with the whole UNet.
+        chunk = -(-chunk // cuts.reuse) * cuts.reuse
         bar = tqdm(
             total=calls, unit="call", disable=not progress, leave=False, mininterval=0, miniters=1
         )
@@ -205,6 +224,7 @@ class Pipeline:
                 jnp.float32(request.guidance_rescale),
                 prediction=self.config.schedule.prediction,
                 trajectory=trajectory,
+                **cuts.options(),
             )
             # What is not in this part is 0.
             recorded = made if recorded is None else jax.tree.map(jnp.add, recorded, made)
@@ -231,7 +251,8 @@ class Pipeline:
         if request.pixels is None:
             return None
         images = to_float(request.pixels[None])
-        x0 = encode(self.config.autoencoder, self.params["autoencoder"], images)
+        tile = request.shortcuts.tile
+        x0 = encode(self.config.autoencoder, self.params["autoencoder"], images, tile)
         return jnp.broadcast_to(x0, request.latent_shape)
 
 

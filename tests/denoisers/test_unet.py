@@ -9,7 +9,8 @@ import pytest
 import tiny_models as tiny
 
 from sdjax.config import UNet as UNetConfig
-from sdjax.denoisers.unet import UNet
+from sdjax.denoisers import unet
+from sdjax.denoisers.unet import UNet, merged_level
 from sdjax.nn.functional import apply
 from sdjax.weights.stable_diffusion import unet_shapes
 
@@ -90,3 +91,57 @@ def test_a_patch_is_pixels_as_channels():
     found = apply(UNet(config), params, x, jnp.ones(2))
     np.testing.assert_allclose(found, wanted, atol=1e-6)
     assert config.factor == 2 * plain.factor
+
+
+# What may be left out
+
+DEEPER = replace(tiny.UNET, channels=(16, 32, 32), attention=(True, False, True), heads=(2,) * 3)
+
+
+@pytest.mark.parametrize("shallow", [1, 2, 9])
+@pytest.mark.parametrize("config", [tiny.UNET, DEEPER, tiny.ADM_UNET], ids=str)
+def test_the_deep_part_reused_at_once_is_the_whole(config, shallow, monkeypatch):
+    monkeypatch.setattr(unet, "SHALLOW", shallow)
+    params = tiny.unet_params(config)
+    x = jax.random.normal(jax.random.key(0), (1, 8, 8, config.in_channels))
+    given = TIMES + 500, jnp.ones((1, 3, config.context_dim)), jnp.ones((1, config.vector_dim))
+    whole = apply(UNet(config), params, x, *given)
+    again, deep = apply(UNet(config), params, x, *given, method="remember")
+    np.testing.assert_array_equal(again, whole)
+    reused = apply(UNet(config), params, deep, x, *given, method="reuse")
+    np.testing.assert_allclose(reused, whole, atol=1e-5)
+    # It sees the new x through the outermost part, and the rest as it was.
+    moved = apply(UNet(config), params, deep, x + 0.1, *given, method="reuse")
+    exact = apply(UNet(config), params, x + 0.1, *given)
+    assert 1e-3 < jnp.abs(moved - whole).max() and 1e-4 < jnp.abs(moved - exact).max()
+
+
+def test_reusing_runs_nothing_below_the_outermost_level():
+    params = tiny.unet_params(DEEPER)
+    x, given = jnp.ones((1, 8, 8, 4)), (TIMES, CONTEXT, jnp.ones((1, 16)))
+    deep = jax.eval_shape(lambda: apply(UNet(DEEPER), params, x, *given, method="remember"))[1]
+    broken = {
+        name: jax.tree.map(lambda p: p * jnp.nan, value)
+        if name.startswith(("down_1", "down_2", "mid", "up_1", "up_2", "down_0_downsample"))
+        else value
+        for name, value in params.items()
+    }
+    found = apply(UNet(DEEPER), broken, jnp.ones(deep.shape), x, *given, method="reuse")
+    assert jnp.isfinite(found).all()
+
+
+@pytest.mark.parametrize(
+    ("config", "level"),
+    [(DEEPER, 0), (tiny.UNET, 1), (UPSCALER, 1), (tiny.ADM_UNET, None)],
+)
+def test_tokens_are_merged_at_the_outermost_self_attention(config, level):
+    assert merged_level(config) == level
+
+
+def test_merging_leaves_the_parameters_as_they_are():
+    given = jnp.ones((1, 8, 8, 4)), TIMES, CONTEXT, jnp.ones((1, 16))
+    plain, merged = (
+        jax.eval_shape(UNet(DEEPER, merge=merge).init, jax.random.key(0), *given)
+        for merge in (0.0, 0.5)
+    )
+    assert plain == merged
