@@ -120,7 +120,12 @@ def test_dalle2_mini_is_assembled_from_its_parts(tmp_path, monkeypatch):
 
 def test_each_part_is_made_with_the_folders_before_it(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(systems, "make_task", lambda *all_of_it: asked.append(all_of_it))
+
+    def make_task(*all_of_it):
+        asked.append(all_of_it)
+        return toy.make_task(STEPS)
+
+    monkeypatch.setattr(systems, "make_task", make_task)
     SYSTEMS["mini"].make("latent-diffusion", RECIPES["latent-diffusion"], tmp_path)
     SYSTEMS["dalle2-mini"].make("decoder", RECIPES["decoder"], tmp_path)
     assert asked[0][3:] == (tmp_path / "clip" / "model", tmp_path / "autoencoder" / "model")
