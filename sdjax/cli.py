@@ -1,8 +1,7 @@
-"""`sdjax imagine | caption | models | train | evaluate`: the command line."""
+"""`sdjax imagine | caption | models | train | evaluate | bench`: the command line."""
 
 import argparse
 import json
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,13 +9,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdjax import cli_unclip
+from sdjax import cli_bench, cli_unclip
 
 if TYPE_CHECKING:
     from sdjax.pipelines.images import Images
     from sdjax.pipelines.stable_diffusion import Pipeline
 
-TRAINED_PARTS = ("clip", "autoencoder", "latent-diffusion", "prior", "decoder", "upsampler")
+TRAINED_PARTS = (
+    "clip", "autoencoder", "latent-diffusion", "prior", "decoder", "upsampler", "judge"
+)  # fmt: skip
+TRAINED_WHOLE = ("mini", "dalle2-mini")
+ONE_PART_ONLY = {
+    **dict.fromkeys(("steps", "batch", "learning_rate", "seed", "clip", "autoencoder")),
+    **{"kind": "diffusion", "stage": 1, "preset": "mini"},
+}
+"""Options of `train` that say nothing about a whole model, and what they are when not given."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,9 +48,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--prior", action="store_true", help="measure the priors of a DALL-E 2, or one in a folder"
     )
+    evaluate.add_argument(
+        "--sheet",
+        type=Path,
+        metavar="FILE",
+        help="instead of measuring, draw the first 64 captions on one sheet, a PNG or WebP",
+    )
     out = Path("evaluation.json")
     evaluate.add_argument("-o", "--out", type=Path, default=out, help=f"JSON ({out})")
     evaluate.set_defaults(run=_evaluate)
+    cli_bench.add_command(commands)
     return parser
 
 
@@ -57,6 +71,12 @@ def _add_imagine(commands: argparse._SubParsersAction) -> None:
         "--model", default="mini", help="bundled name, folder, checkpoint or hub name (mini)"
     )
     _add_checkpoint(imagine, "sd2-v")
+    imagine.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the weights and of what computes with them; bfloat16 takes half the memory",
+    )
     imagine.add_argument("--seed", type=int, default=0, help="of the first picture (0)")
     imagine.add_argument("--steps", type=int, help="denoising steps (the model's own: 30 for mini)")
     imagine.add_argument("--guidance", type=float, help="pull of the text; 1 is none (3 for mini)")
@@ -137,9 +157,12 @@ def _add_checkpoint(parser: argparse.ArgumentParser, example: str) -> None:
 
 
 def _add_train(commands: argparse._SubParsersAction) -> None:
-    train = commands.add_parser("train", help="train a part from scratch on the emoji pictures")
-    order = "clip and autoencoder first: latent-diffusion needs both, prior and decoder need clip"
-    train.add_argument("part", choices=TRAINED_PARTS, help=order)
+    train = commands.add_parser("train", help="train from scratch on the emoji pictures")
+    order = (
+        "a whole model (mini, dalle2-mini) or one part of it; clip and autoencoder first: "
+        "latent-diffusion needs both, prior and decoder need clip; the judge only grades"
+    )
+    train.add_argument("part", choices=(*TRAINED_WHOLE, *TRAINED_PARTS), help=order)
     kinds = "of a prior: autoregressive, or (the default) diffusion"
     train.add_argument("--kind", choices=("ar", "diffusion"), default="diffusion", help=kinds)
     train.add_argument("--stage", type=int, choices=(1, 2), default=1, help="of an upsampler (1)")
@@ -180,7 +203,7 @@ def _imagine(args: argparse.Namespace) -> None:
     check_png(args.out)
     if args.scale < 1:
         raise ValueError(f"--scale must be at least 1, got {args.scale}")
-    pipe = load(args.model, family=args.family, ema=args.ema)
+    pipe = load(args.model, dtype=args.dtype, family=args.family, ema=args.ema)
     if isinstance(pipe, Unclip):
         images = cli_unclip.imagine(pipe, args)
     elif isinstance(pipe, Pipeline):
@@ -280,6 +303,8 @@ def _train(args: argparse.Namespace) -> None:
 
     if args.save_every < 1:
         raise ValueError(f"--save-every must be at least 1, got {args.save_every}")
+    if args.part in TRAINED_WHOLE:
+        return _train_whole(args)
     changes = {
         name: getattr(args, name)
         for name in ("steps", "batch", "learning_rate", "seed")
@@ -294,10 +319,20 @@ def _train(args: argparse.Namespace) -> None:
     print(f"trained: {(args.out / 'model').resolve()}")
 
 
+def _train_whole(args: argparse.Namespace) -> None:
+    from sdjax.training.systems import train_system
+
+    cli_unclip.refuse(args, ONE_PART_ONLY, f"the whole of {args.part}")
+    model = train_system(args.part, args.out, resume=args.resume, save_every=args.save_every)
+    print(f"trained: {model.resolve()}\nmeasure it: sdjax evaluate {model}")
+
+
 def _evaluate(args: argparse.Namespace) -> None:
     from sdjax.evaluate import evaluate
     from sdjax.evaluate_prior import evaluate_priors
 
+    if args.sheet is not None:
+        return _sheet(args)
     if not args.out.parent.is_dir():
         raise FileNotFoundError(f"cannot write {args.out}: there is no folder {args.out.parent}")
     settings = {
@@ -320,13 +355,15 @@ def _evaluate(args: argparse.Namespace) -> None:
     partial.replace(args.out)
 
 
-def _keep_compilations() -> None:
-    """Compiled programs are kept on disk, so that only the first command of its kind compiles."""
-    import jax
+def _sheet(args: argparse.Namespace) -> None:
+    from sdjax.evaluate_sheet import CAPTIONS, check_sheet, draw_sheet, save_sheet
 
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(cache / "sdjax" / "jax"))
+    cli_unclip.refuse(args, {"count": None, "prior": False}, "--sheet")
+    check_sheet(args.sheet)
+    settings = {"steps": args.steps, "guidance": args.guidance}
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    save_sheet(draw_sheet(args.model, seed=args.seed, **chosen), args.sheet)
+    print(f"{CAPTIONS} held-out captions: {args.sheet.resolve()}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -336,7 +373,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.command is None:
         parser.print_help()
         return 0
-    _keep_compilations()
+    from sdjax.compilation import keep_compilations
+
+    keep_compilations()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("always", UserWarning)
@@ -348,7 +387,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"sdjax {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\nsdjax {args.command}: {stop or 'interrupted'}", file=sys.stderr)
+        print(f"\nsdjax {args.command}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return 130
     return 0
 

@@ -4,6 +4,7 @@ A test caption is a (concept, style) pair that training never saw: the concept i
 styles, the style from other concepts.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from tqdm import tqdm
 
 from sdjax import presets
 from sdjax.data import emoji
+from sdjax.evaluate_composition import composition_figures
+from sdjax.evaluate_judge import Judge, judged_hits, load_judge, styles_named
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.preprocess import to_float
 from sdjax.nn.functional import apply
@@ -171,66 +174,153 @@ def generate(
     return np.concatenate(rows)
 
 
+def compared(pair: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """A figure of pictures that were drawn, that of real ones, and the one by the other."""
+    generated, real = pair
+    ratio = round(generated / real, 3) if real else float(generated > 0)
+    return {"generated": round(generated, digits), "real": round(real, digits), "ratio": ratio}
+
+
+def held_out(words: Sequence[str], count: int, seed: int) -> tuple[emoji.EmojiSet, np.ndarray]:
+    """The held-out drawings of these styles, and which of them are asked for, by chance.
+
+    A smaller count asks for the first of a larger one.
+
+    Raises:
+        ValueError: if there are fewer than `count`.
+    """
+    test = emoji.load("test", words)
+    if not 1 <= count <= len(test):
+        raise ValueError(f"count must be between 1 and {len(test)}, got {count}")
+    return test, np.random.default_rng(seed).permutation(len(test))[:count]
+
+
+def load_text_to_image(model: str | os.PathLike[str]) -> Pipeline | Unclip:
+    """`sdjax.load` of what draws from a text.
+
+    Raises:
+        ValueError: if the model is something else.
+    """
+    pipe = load(model)
+    if not isinstance(pipe, Pipeline | Unclip):
+        raise ValueError(f"{model} is no text-to-image model")
+    return pipe
+
+
 def evaluate(
     model: str = "mini", *, count: int = 200, seed: int = 0, quiet: bool = False, **settings: Any
 ) -> dict[str, Any]:
     """All figures of a model, as JSON values; `settings` go to the pipeline (steps, guidance ...).
 
-    "real" is the same figure for the real held-out pictures: the judge's own ceiling.
+    "real" is the same figure for the real held-out pictures: the judge's own ceiling. "ratio" is
+    the one divided by the other.
 
     Raises:
         ValueError: if fewer than `count` held-out captions exist, or the model has no CLIP.
     """
-    pipe = load(model)
-    if not isinstance(pipe, Pipeline | Unclip):
-        raise ValueError(f"{model} is no text-to-image model")
+    pipe = load_text_to_image(model)
     judge = load_clip(model)
     words = list(pipe.styles or presets.MINI_STYLES)
-    test, train = emoji.load("test", words), emoji.load("train", words)
-    if not CANDIDATES <= count <= len(test):
-        raise ValueError(f"count must be between {CANDIDATES} and {len(test)}, got {count}")
-    order = np.random.default_rng(seed).permutation(len(test))[:count]
+    if count < CANDIDATES:
+        raise ValueError(f"count must be at least {CANDIDATES}, got {count}")
+    test, order = held_out(words, count, seed)
     concepts = [test.concepts[i] for i in order]
     styles = [test.styles[i] for i in order]
-    real = test.images[order]
-    drawn = generate(pipe, [test.captions()[i] for i in order], seed=seed, quiet=quiet, **settings)
     everything = emoji.load("all")
-    candidates = draw_candidates(concepts, sorted(set(everything.concepts)), seed)
+    pool = sorted(set(everything.concepts))
+    candidates = draw_candidates(concepts, pool, seed)
 
-    train_features = judge.image_embeddings(train.images)
-    probe = fit_style_probe(train_features, train.styles, words)
-    features = {"generated": judge.image_embeddings(drawn), "real": judge.image_embeddings(real)}
-    rng = np.random.default_rng(seed)
-    other = train_features[rng.choice(len(train_features), count, replace=False)]
-    pictures = {"generated": drawn, "real": real}
-    if isinstance(pipe, Pipeline):
-        defaults = pipe.defaults.__dict__
-        psnrs = psnr(test.images, reconstruct(pipe, test.images))
-        own = {"autoencoder_psnr_db": round(float(psnrs.mean()), 2)}
-    else:
-        from sdjax.evaluate_unclip import unclip_figures  # it imports this module
+    def draw(captions: Sequence[str]) -> Pictures:
+        return generate(pipe, captions, seed=seed, quiet=quiet, **settings)
 
-        defaults = pipe.settings.recipe()
-        chosen = replace(pipe, settings=pipe.complete(**settings))
-        own = unclip_figures(chosen, judge, test, order, candidates, seed)
+    pictures = (draw([test.captions()[i] for i in order]), test.images[order])
+    clip_hits = [clip_retrieval(judge, x, styles, candidates) for x in pictures]
+    pixel_hits = [pixel_retrieval(everything, x, styles, candidates) for x in pictures]
+    neutral = load_judge()
     return {
         "model": model,
         "captions": count,
         "seed": seed,
-        "settings": {**defaults, **settings},
-        **own,
-        "retrieval_clip": {
-            k: round(clip_retrieval(judge, x, styles, candidates), 3) for k, x in pictures.items()
-        },
-        "retrieval_pixels": {
-            k: round(pixel_retrieval(everything, x, styles, candidates), 3)
-            for k, x in pictures.items()
-        },
-        "style_accuracy": {
-            k: round(probe_accuracy(probe, x, styles, words), 3) for k, x in features.items()
-        },
-        "frechet_clip": {
-            "generated": round(frechet_distance(features["generated"], features["real"]), 4),
-            "real": round(frechet_distance(other, features["real"]), 4),
-        },
+        **_own_figures(pipe, judge, neutral, test, order, candidates, seed, settings),
+        "retrieval_clip": compared(clip_hits),
+        "retrieval_pixels": compared(pixel_hits),
+        **_clip_figures(judge, pictures, styles, words, seed),
+        **judge_figures(neutral, pictures, styles, words, candidates, seed),
+        "composition": composition_figures(
+            draw, neutral, words, lambda concepts: draw_candidates(concepts, pool, seed)
+        ),
     }
+
+
+def _own_figures(
+    pipe: Pipeline | Unclip,
+    judge: Clip,
+    neutral: Judge,
+    test: emoji.EmojiSet,
+    order: np.ndarray,
+    candidates: list[list[str]],
+    seed: int,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """The settings in force, and what only a model of this kind has."""
+    if isinstance(pipe, Pipeline):
+        decoded = reconstruct(pipe, test.images)
+        psnrs, words = psnr(test.images, decoded), list(pipe.styles or presets.MINI_STYLES)
+        verdict = neutral.read(decoded[order])
+        kept = styles_named(neutral, verdict, [test.styles[i] for i in order], words)
+        return {
+            "settings": {**pipe.defaults.__dict__, **settings},
+            "autoencoder_psnr_db": round(float(psnrs.mean()), 2),
+            "style_judge_reconstructed": round(kept, 3),
+        }
+    from sdjax.evaluate_unclip import unclip_figures  # it imports this module
+
+    chosen = replace(pipe, settings=pipe.complete(**settings))
+    own = unclip_figures(chosen, judge, test, order, candidates, seed)
+    return {"settings": {**pipe.settings.recipe(), **settings}, **own}
+
+
+def _clip_figures(
+    judge: Clip,
+    pictures: tuple[Pictures, Pictures],
+    styles: Sequence[str],
+    words: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """Style and distance by CLIP's vectors, for pictures that were drawn and real ones."""
+    train = emoji.load("train", words)
+    known = judge.image_embeddings(train.images)
+    probe = fit_style_probe(known, train.styles, words)
+    drawn, real = (judge.image_embeddings(x) for x in pictures)
+    named = [probe_accuracy(probe, x, styles, words) for x in (drawn, real)]
+    other = known[other_rows(len(known), len(real), seed)]
+    distances = [frechet_distance(x, real) for x in (drawn, other)]
+    return {"style_accuracy": compared(named), "frechet_clip": compared(distances, digits=4)}
+
+
+def judge_figures(
+    judge: Judge,
+    pictures: tuple[Pictures, Pictures],
+    styles: Sequence[str],
+    words: Sequence[str],
+    candidates: list[list[str]],
+    seed: int,
+) -> dict[str, Any]:
+    """Retrieval, style and distance by the neutral judge, for drawn pictures and real ones."""
+    verdicts = [judge.read(x) for x in pictures]
+    hits = [float(judged_hits(judge, x, candidates).mean()) for x in verdicts]
+    named = [styles_named(judge, x, styles, words) for x in verdicts]
+    train, (drawn, real) = emoji.load("train", words), (np.asarray(x.features) for x in verdicts)
+    rows = other_rows(len(train), len(real), seed)
+    other = np.asarray(judge.read(train.images[rows]).features)
+    distances = [frechet_distance(x, real) for x in (drawn, other)]
+    return {
+        "retrieval_judge": compared(hits),
+        "style_judge": compared(named),
+        "frechet_judge": compared(distances, digits=4),
+    }
+
+
+def other_rows(available: int, count: int, seed: int) -> np.ndarray:
+    """Training drawings, of other things, to which a distance is compared."""
+    return np.random.default_rng(seed).choice(available, count, replace=False)

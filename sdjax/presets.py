@@ -11,6 +11,7 @@ from sdjax.config import (
     DiffusionPrior,
     ImageConditioning,
     ImageTower,
+    Judge,
     SafetyChecker,
     Schedule,
     StableDiffusion,
@@ -213,6 +214,16 @@ MINI_UNET = UNet(
 )
 MINI_STYLES = ("noto", "twemoji", "flat", "3d")
 """The styles that the bundled generator draws; its CLIP and autoencoder saw all six of the data."""
+JUDGE = Judge(
+    image_size=64,
+    channels=(24, 48, 96, 160),
+    groups=8,
+    embedding_dim=128,
+    shades=10,
+    concepts=1092,  # of the drawings
+    styles=6,
+)
+"""Grades what the bundled models draw; trained by `sdjax train judge`, for nothing else."""
 MINI_SCHEDULE = Schedule(betas="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction="v")
 
 # The bundled DALL-E 2: its CLIP is the mini's. Prediction of v, as the paper does not say of what:

@@ -1,6 +1,7 @@
 """The command line, in this process, on a tiny model."""
 
 import json
+from pathlib import Path
 
 import pytest
 import tiny_pipeline
@@ -117,6 +118,9 @@ def test_a_size_in_words_is_refused_by_the_parser(capsys):
             ["latent-diffusion", "--clip", "none", "--autoencoder", "none"],
             "no model folder none",
         ),
+        (["mini", "--steps", "5"], "--steps is nothing for the whole of mini: leave it out"),
+        (["dalle2-mini", "--stage", "2"], "--stage is nothing for the whole of dalle2-mini"),
+        (["mini", "--resume"], "to resume"),
     ],
 )
 def test_train_refuses_in_one_line(options, message, tmp_path, capsys):
@@ -130,6 +134,36 @@ def test_train_refuses_in_one_line(options, message, tmp_path, capsys):
 def test_options_that_priors_have_nothing_for_are_refused(option, capsys):
     assert main(["evaluate", "mini", "--prior", option, "5"]) == 2
     assert f"{option} is nothing for --prior: leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sheet", "sheet.jpg"], "sheet.jpg must end in .png or .webp"),
+        (["--sheet", "no/sheet.png"], "there is no folder no"),
+        (["--sheet", "sheet.png", "--count", "60"], "--count is nothing for --sheet"),
+        (["--sheet", "sheet.png", "--prior"], "--prior is nothing for --sheet: leave it out"),
+    ],
+)
+def test_a_sheet_is_refused_before_it_is_drawn(options, message, tmp_path, capsys):
+    assert main(["evaluate", "mini", *options]) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_whole_model_is_trained_by_one_command(tmp_path, monkeypatch, capsys):
+    asked = []
+
+    def train_system(name, out, **options):
+        asked.append((name, out, options))
+        return out / "model"
+
+    monkeypatch.setattr("sdjax.training.systems.train_system", train_system)
+    assert main(["train", "mini", "--out", "run", "--resume", "--save-every", "9"]) == 0
+    assert asked == [("mini", Path("run"), {"resume": True, "save_every": 9})]
+    out = capsys.readouterr().out
+    assert str((tmp_path / "run" / "model").resolve()) in out
+    assert "sdjax evaluate run/model" in out
 
 
 def test_evaluate_refuses_before_it_works(model, capsys):
@@ -219,12 +253,23 @@ def test_caption_refuses_in_one_line(arguments, message, drawings, model, tmp_pa
     [(["caption", "a.png", "a cat"], "clip.load_clip"), (["imagine", "a cat"], "load.load")],
 )
 def test_what_a_checkpoint_cannot_tell_is_passed_on(command, function, monkeypatch, capsys):
-    def told(model, family=None, ema=None):
+    def told(model, family=None, ema=None, dtype=None):
         raise ValueError(f"{model}, {family}, {ema}")
 
     monkeypatch.setattr(f"sdjax.pipelines.{function}", told)
     assert main([*command, "--model", "f", "--family", "sd1", "--no-ema"]) == 2
     assert capsys.readouterr().err.endswith("f, sd1, False\n")
+
+
+def test_the_type_of_the_weights_is_passed_on(monkeypatch, capsys):
+    def told(model, dtype, **_):
+        raise ValueError(f"{model} in {dtype}")
+
+    monkeypatch.setattr("sdjax.pipelines.load.load", told)
+    assert main(["imagine", "a cat", "--dtype", "bfloat16"]) == 2
+    assert capsys.readouterr().err.endswith("mini in bfloat16\n")
+    assert main(["imagine", "a cat"]) == 2
+    assert capsys.readouterr().err.endswith("mini in float32\n")
 
 
 def test_models_are_listed(capsys, monkeypatch):

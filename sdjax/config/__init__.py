@@ -5,6 +5,7 @@ A model version (SD 1, SD 2, the bundled mini) is a *value* of these classes, li
 arguments of a jitted function.
 """
 
+from sdjax.config.judge import Judge
 from sdjax.config.networks import (
     Activation,
     Autoencoder,
@@ -44,6 +45,7 @@ __all__ = [
     "ImageConditioning",
     "ImageStatistics",
     "ImageTower",
+    "Judge",
     "Prediction",
     "SafetyChecker",
     "Schedule",

@@ -3,6 +3,9 @@
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array
 
 Params = dict[str, Any]
@@ -12,6 +15,14 @@ Params = dict[str, Any]
 def init_params(module: nn.Module, key: Array, *args: Any) -> Params:
     """Fresh parameters of a module for arguments of these shapes."""
     return module.init(key, *args)["params"]  # pyright: ignore[reportReturnType]
+
+
+def dtype_of(params: Params) -> DTypeLike:
+    """The type of the parameters, in which UNets and text towers then compute.
+
+    Whatever it is, statistics of norms, softmaxes, timesteps and schedules are float32.
+    """
+    return jnp.result_type(*jax.tree.leaves(params))
 
 
 def apply(

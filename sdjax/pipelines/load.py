@@ -29,7 +29,9 @@ def load(
         model: "mini" or "dalle2-mini", which ship with sdjax; a folder that `sdjax train` or
             `weights_convert.py` wrote; a published checkpoint as it is (a .safetensors or .ckpt
             file, a folder of diffusers or transformers); or its name on the Hugging Face hub.
-        dtype: of the parameters in memory.
+        dtype: of the parameters in memory, and so of what UNets and text towers compute in: with
+            "bfloat16" half the memory, and on accelerators less than half the time. Statistics of
+            norms, softmaxes, schedules, priors and the autoencoder compute in float32 always.
         family: what a published file cannot tell, such as "sd2-base" (eps) or "sd2-v" (v); or the
             config of a model with sizes of its own.
         ema: of a single file that has both, take the averaged weights (the default) or the raw.

@@ -24,7 +24,7 @@ from sdjax.diffusion.loop import begin, initial_noise, sample
 from sdjax.diffusion.samplers import Plan, sampling_plan
 from sdjax.image.clip_image import unit
 from sdjax.image.codes import Codebook, decode, draw_dot
-from sdjax.nn.functional import Params, apply
+from sdjax.nn.functional import Params, apply, dtype_of
 from sdjax.pipelines.request import CALL_LIMITS
 from sdjax.pipelines.unclip_request import check_count, check_guidance
 from sdjax.shapes import Keys, Mask, Scalar, Sequence, Tokens, Vectors
@@ -73,7 +73,7 @@ def read_text(
     Without `normalize` the embedding keeps its length, as Karlo has it.
     """
     end = end_positions(tokens, end_id)
-    out = apply(ClipText(tower), params, tokens, end)
+    out = apply(ClipText(tower, dtype_of(params)), params, tokens, end)
     mask = jnp.arange(tokens.shape[1]) <= end[:, None]
     return Text(unit(out.pooled) if normalize else out.pooled, out.hidden, mask)
 

@@ -1,7 +1,7 @@
 """Text to image: tokens -> text tower -> sampling loop around the UNet -> autoencoder -> pixels."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int
 from PIL import Image
 from tqdm import tqdm
 
+from sdjax.compilation import Timing, compiling
 from sdjax.config import StableDiffusion
 from sdjax.diffusion.loop import Trajectory, image_keys, initial_noise
 from sdjax.diffusion.samplers import Plan, Start
@@ -20,7 +21,7 @@ from sdjax.parallel import Devices, Mode
 from sdjax.pipelines.images import Images
 from sdjax.pipelines.request import Defaults, Request, check_styles, complete
 from sdjax.pipelines.shortcuts import Shortcuts
-from sdjax.pipelines.stages import Runners, encode, encode_text, first_state, runners
+from sdjax.pipelines.stages import JITTED, Runners, encode, encode_text, first_state, runners
 from sdjax.pipelines.words import warn_about_words
 from sdjax.shapes import Keys
 from sdjax.text.clip_text import TextOutput
@@ -49,6 +50,7 @@ class Pipeline:
     tokenizer: Tokenizer
     defaults: Defaults = field(default_factory=Defaults)
     styles: tuple[str, ...] = ()  # the style words a small model was trained with; () is any
+    run: Runners = JITTED
 
     def __call__(
         self,
@@ -157,13 +159,38 @@ class Pipeline:
             shortcuts=Shortcuts(guidance_interval, reuse, merge, tile),
         )
         check_styles(self.name, self.styles, texts)
-        run, plan = runners(devices, mode), request.plan()  # checks first: making a plan compiles
+        run = runners(self.run, devices, mode)  # checks before making a plan, which compiles
+        plan = request.plan()
         warn_about_words(self.name, self.tokenizer, texts)
 
         x, calls = self._walk(request, plan, run, progress, trajectory)
         pixels = run.decode(self.config.autoencoder, self.params["autoencoder"], x, tile)
         images = Images.from_pixels(np.asarray(pixels), request.recipes())
         return images if calls is None else (images, _walk_of(plan, calls, x))
+
+    def precompile(self, prompt: str | Sequence[str] = "a", **options: Any) -> dict[str, Timing]:
+        """Compile the loop and the decoder that `pipe(prompt, **options)` would run, and draw none.
+
+        What counts are the number of images, the size, whether there is guidance, and the steps as
+        far as they need a program for more calls. Where the programs are kept, see
+        `sdjax.compilation.keep_compilations`, this prepares other processes too.
+
+        Args:
+            prompt: one or several; the words do not matter.
+            **options: of the call, without `devices` and `mode`.
+
+        Returns:
+            How long "denoise" and "decode" took to trace, lower and compile, in seconds.
+
+        Raises:
+            ValueError: as the call does, or for devices.
+        """
+        if {"devices", "mode"} & set(options):
+            raise ValueError("programs for several devices are not compiled ahead: call the model")
+        times: dict[str, list[Timing]] = {"denoise": [], "decode": []}
+        stages = [compiling(getattr(self.run, name), times[name]) for name in times]
+        replace(self, run=Runners(*stages))(prompt, **options)
+        return {name: taken[0] for name, taken in times.items()}
 
     @property
     def native_size(self) -> int:

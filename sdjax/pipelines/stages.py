@@ -21,7 +21,7 @@ from sdjax.diffusion.samplers import Plan
 from sdjax.diffusion.shortcuts import guided_calls, whole_calls
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.tiling import tiled
-from sdjax.nn.functional import Params, apply
+from sdjax.nn.functional import Params, apply, dtype_of
 from sdjax.parallel import Devices, Mode, parallelize
 from sdjax.pipelines.asking import asking
 from sdjax.shapes import Images, Keys, Latents, Scalar, Tokens
@@ -34,7 +34,7 @@ DECODE_STATIC = ("autoencoder", "tile")
 @partial(jax.jit, static_argnames=("tower", "end_id"))
 def encode_text(tower: config.TextTower, params: Params, tokens: Tokens, end_id: int) -> TextOutput:
     """Hidden states and pooled vectors of token rows."""
-    return apply(ClipText(tower), params, tokens, end_positions(tokens, end_id))
+    return apply(ClipText(tower, dtype_of(params)), params, tokens, end_positions(tokens, end_id))
 
 
 @partial(jax.jit, static_argnames=("autoencoder", "tile"))
@@ -115,7 +115,9 @@ def denoise(
         return rescale(guide(without, given, guidance), given, guidance_rescale)
 
     shape = state.shape[0], *state.shape[2:]
-    predict, memory = asking(UNet(unet, merge=merge), params, text, combine, shape, guided, whole)
+    predict, memory = asking(
+        UNet(unet, dtype_of(params), merge), params, text, combine, shape, guided, whole
+    )
     first = jnp.moveaxis(state, 1, 0)
     found = walk(
         predict,
@@ -162,10 +164,14 @@ class Runners(NamedTuple):
     decode: Callable[..., Array]
 
 
-def runners(devices: Devices | None, mode: Mode | None) -> Runners:
-    """`denoise` and `decode`, where they should run; compiles nothing.
+JITTED = Runners(denoise, decode)
+
+
+def runners(run: Runners, devices: Devices | None, mode: Mode | None) -> Runners:
+    """The stages, where they should run; compiles nothing.
 
     Args:
+        run: the stages, on the devices of their arguments.
         devices: to share the images among; None is all, if there is a mode.
         mode: see `sdjax.parallel.Mode`; None is a mesh, if there are devices. Without both, the
             stages run where the parameters are.
@@ -174,9 +180,9 @@ def runners(devices: Devices | None, mode: Mode | None) -> Runners:
         ValueError: for an unknown mode, or devices that do not fit it.
     """
     if devices is None and mode is None:
-        return Runners(denoise, decode)
+        return run
     share = partial(parallelize, mode=mode or "mesh", devices=devices)
     return Runners(
-        share(denoise, batched=("state", "text", "keys"), static=DENOISE_STATIC),
-        share(decode, batched=("latents",), static=DECODE_STATIC),
+        share(run.denoise, batched=("state", "text", "keys"), static=DENOISE_STATIC),
+        share(run.decode, batched=("latents",), static=DECODE_STATIC),
     )

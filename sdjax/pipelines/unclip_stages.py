@@ -20,7 +20,7 @@ from sdjax.diffusion.inpainting import Known, keep_known
 from sdjax.diffusion.loop import Denoise, begin, sample
 from sdjax.diffusion.samplers import Plan
 from sdjax.image.degrade import enlarge
-from sdjax.nn.functional import Params, apply
+from sdjax.nn.functional import Params, apply, dtype_of
 from sdjax.shapes import Images, Keys, Scalar, Timesteps
 
 
@@ -69,7 +69,7 @@ def decode(
     branches = told.embedding.shape[1]
     rows = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), told)
     vector, context = apply(
-        ImageConditioning(decoder.conditioning),
+        ImageConditioning(decoder.conditioning, dtype_of(params["conditioning"])),
         params["conditioning"],
         *(rows.embedding, rows.dropped, rows.states, rows.vector),
     )
@@ -77,7 +77,7 @@ def decode(
     if decoder.conditioning.mask_padding:
         tokens = ((0, 0), (decoder.conditioning.tokens, 0))
         mask = jnp.pad(rows.mask, tokens, constant_values=True)
-    network = UNet(decoder.unet)
+    network = UNet(decoder.unet, dtype_of(params["unet"]))
 
     def predict(x: Images, timesteps: Timesteps) -> Array:
         each = [jnp.repeat(values, branches, axis=0) for values in (x, timesteps)]
@@ -112,7 +112,7 @@ def upsample(
         plan: see `sdjax.diffusion.samplers.sampling_plan`.
         keys: one per image.
     """
-    network = UNet(upsampler.unet)
+    network = UNet(upsampler.unet, dtype_of(params["unet"]))
     seen = enlarge(small, upsampler.image_size, upsampler.resize)
     times = jnp.where(plan.calls.active, plan.calls.timestep, jnp.inf)
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sdjax import presets
 from sdjax.presets_unclip import CLIP_H_16
+from sdjax.training.judge import judge_task
 from sdjax.training.loop import Task
 from sdjax.training.priors import autoregressive_prior_task, diffusion_prior_task
 from sdjax.training.state import Recipe
@@ -19,6 +20,15 @@ RECIPES = {
     "upsampler-1": Recipe(steps=1500, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
     "upsampler-2": Recipe(steps=2000, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
     "prior-ar": Recipe(steps=2000, batch=64, learning_rate=2e-3, ema=0.995),
+    "judge": Recipe(
+        steps=2000,
+        batch=32,
+        learning_rate=2e-3,
+        weight_decay=0.05,
+        warmup=100,
+        decay=0.5,
+        ema=0.995,
+    ),
 }
 """How the bundled models were trained; `sdjax train` starts from these."""
 CLIPS = {"mini": presets.MINI_CLIP, "dalle2": CLIP_H_16}
@@ -47,6 +57,8 @@ def make_task(
         return clip_task(CLIPS[preset], recipe)
     if part == "autoencoder":
         return autoencoder_task(presets.MINI_AUTOENCODER, recipe)
+    if part == "judge":
+        return judge_task(presets.JUDGE, recipe)
     if part.startswith("upsampler"):
         model = presets.MINI_UPSAMPLERS[int(part.removeprefix("upsampler-")) - 1]
         # A quarter of 64 pixels, as in the paper; half of 32, of which a quarter is too little.
