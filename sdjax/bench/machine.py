@@ -1,11 +1,7 @@
-"""The machine that a figure was measured on: its name, its memory in use, its fastest products."""
+"""The machine that a figure was measured on: its name and its fastest products."""
 
-import ctypes
 import os
 import platform
-import resource
-import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from sdjax.bench.measuring import fastest
+
 PRODUCT_SIZE = 3072
 """Rows and columns of the matrices whose product is the machine's peak."""
-PRODUCT_REPEATS = 4
 VECTORS = ("avx2", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "bf16", "sve")
 """Instructions that decide how fast products are, as the kernel names them."""
 
@@ -71,38 +68,4 @@ def product_gflops(dtype: DTypeLike, size: int) -> float:
     if a.dtype == jnp.float32:
         b = np.asarray(a)
         ways.append(lambda: b @ b)
-    return 2 * size**3 / min(map(_fastest, ways)) / 1e9
-
-
-def _fastest(call: Callable[[], object]) -> float:
-    """Seconds of the fastest of a few calls after the first."""
-    call()
-    seconds = []
-    for _ in range(PRODUCT_REPEATS):
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
-def forget_peak_memory() -> None:
-    """Begin anew with the peak of resident memory, where the system can (Linux)."""
-    try:
-        ctypes.CDLL(None).malloc_trim(0)  # what was freed is not in use
-    except (AttributeError, OSError):
-        pass
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass  # then it is the peak since the start
-
-
-def peak_memory() -> int:
-    """Most bytes of memory that this process had in use, since `forget_peak_memory` if possible."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    return 2 * size**3 / min(map(fastest, ways)) / 1e9

@@ -21,11 +21,10 @@ from sdjax.bench.exchange import write_inputs, write_model
 from sdjax.bench.machine import (
     PRODUCT_SIZE,
     cores,
-    forget_peak_memory,
     machine,
-    peak_memory,
     product_gflops,
 )
+from sdjax.bench.measuring import forget_peak_memory, peak_memory
 from sdjax.bench.ours import Ours, empty_cache
 from sdjax.bench.peers import Peer, find_peer
 from sdjax.bench.training import train_cases

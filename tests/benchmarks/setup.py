@@ -14,6 +14,7 @@ import sys
 import venv
 from pathlib import Path
 
+from sdjax.bench import measuring
 from sdjax.bench.peers import PEERS, WORKER, default_folder
 
 PINNED = {
@@ -45,7 +46,7 @@ def main() -> int:
         done = make(name, options.dir)
         if done:
             return done
-    for path in HERE.glob("*.py"):
+    for path in (*HERE.glob("*.py"), Path(measuring.__file__)):
         if path.name != Path(__file__).name:
             shutil.copy(path, options.dir)
     assert (options.dir / WORKER).is_file()

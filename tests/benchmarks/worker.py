@@ -6,11 +6,9 @@ The lines are described in `sdjax/bench/peers.py`. `setup.py` copies this file, 
 to the environments, so that it runs without sdjax.
 """
 
-import ctypes
 import importlib
 import json
 import os
-import resource
 import sys
 import time
 import warnings
@@ -25,6 +23,7 @@ class Session:
 
     def __init__(self, side):
         self.side = side
+        self.measuring = importlib.import_module("measuring")  # the package's, copied by setup.py
         self.program = None
 
     def load(self, protocol, what, folder, dtype, threads, options):
@@ -55,33 +54,15 @@ class Session:
         return {}
 
     def product(self, size):
-        call = self.side.product(size, self.dtype)
-        call()
-        seconds = []
-        for _ in range(4):
-            start = time.perf_counter()
-            call()
-            seconds.append(time.perf_counter() - start)
-        return {"gflops": 2 * size**3 / min(seconds) / 1e9}
+        seconds = self.measuring.fastest(self.side.product(size, self.dtype))
+        return {"gflops": 2 * size**3 / seconds / 1e9}
 
     def forget(self):
-        try:
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed is not in use
-        except (AttributeError, OSError):
-            pass
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            pass  # then the peak is that since the start
+        self.measuring.forget_peak_memory()
         return {}
 
     def memory(self):
-        status = Path("/proc/self/status")
-        for line in status.read_text().splitlines() if status.is_file() else ():
-            if line.startswith("VmHWM:"):
-                return {"bytes": int(line.split()[1]) * 1024}
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {"bytes": most if sys.platform == "darwin" else most * 1024}
+        return {"bytes": self.measuring.peak_memory()}
 
 
 def main(name):
