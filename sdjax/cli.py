@@ -16,11 +16,14 @@ if TYPE_CHECKING:
     from sdjax.pipelines.stable_diffusion import Pipeline
 
 TRAINED_PARTS = (
-    "clip", "autoencoder", "latent-diffusion", "prior", "decoder", "upsampler", "judge"
+    "clip", "autoencoder", "latent-diffusion", "latent-decoder",
+    "prior", "decoder", "upsampler", "judge",
 )  # fmt: skip
 TRAINED_WHOLE = ("mini", "dalle2-mini")
+OF_RECIPE = ("steps", "batch", "learning_rate", "seed", "start")
+"""Options of `train` that change a recipe."""
 ONE_PART_ONLY = {
-    **dict.fromkeys(("steps", "batch", "learning_rate", "seed", "clip", "autoencoder")),
+    **dict.fromkeys(("clip", "autoencoder", *OF_RECIPE)),
     **{"kind": "diffusion", "stage": 1, "preset": "mini"},
 }
 """Options of `train` that say nothing about a whole model, and what they are when not given."""
@@ -160,7 +163,8 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     train = commands.add_parser("train", help="train from scratch on the emoji pictures")
     order = (
         "a whole model (mini, dalle2-mini) or one part of it; clip and autoencoder first: "
-        "latent-diffusion needs both, prior and decoder need clip; the judge only grades"
+        "latent-diffusion needs both, latent-decoder the second, prior and decoder the first; the "
+        "judge only grades"
     )
     train.add_argument("part", choices=(*TRAINED_WHOLE, *TRAINED_PARTS), help=order)
     kinds = "of a prior: autoregressive, or (the default) diffusion"
@@ -177,8 +181,9 @@ def _add_train(commands: argparse._SubParsersAction) -> None:
     train.add_argument("--batch", type=int, help="examples per step")
     train.add_argument("--learning-rate", type=float)
     train.add_argument("--seed", type=int)
+    train.add_argument("--start", help="model whose weights it begins with, such as mini")
     train.add_argument("--clip", type=Path, help="model folder of CLIP, or mini for its own")
-    train.add_argument("--autoencoder", type=Path, help="model folder (latent-diffusion)")
+    train.add_argument("--autoencoder", type=Path, help="the same of an autoencoder")
     train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
     train.set_defaults(run=_train)
 
@@ -305,11 +310,7 @@ def _train(args: argparse.Namespace) -> None:
         raise ValueError(f"--save-every must be at least 1, got {args.save_every}")
     if args.part in TRAINED_WHOLE:
         return _train_whole(args)
-    changes = {
-        name: getattr(args, name)
-        for name in ("steps", "batch", "learning_rate", "seed")
-        if getattr(args, name) is not None
-    }
+    changes = {name: getattr(args, name) for name in OF_RECIPE if getattr(args, name) is not None}
     stored = open_run(args.out, resume=args.resume)
     variants = {"prior": f"-{args.kind}", "upsampler": f"-{args.stage}"}
     part = args.part + variants.get(args.part, "")

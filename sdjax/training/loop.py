@@ -113,8 +113,8 @@ def open_run(out: Path, *, resume: bool) -> Recipe | None:
 
 
 def _check_same_data(stored: Recipe | None, recipe: Recipe) -> None:
-    """A resumed run sees the same stream of examples: its batch and seed cannot change."""
-    for name in ("batch", "seed"):
+    """A resumed run sees the same stream of examples: its batch, seed and start cannot change."""
+    for name in ("batch", "seed", "start"):
         if stored is not None and getattr(stored, name) != getattr(recipe, name):
             raise ValueError(
                 f"the run has {name} {getattr(stored, name)}, not {getattr(recipe, name)}: "

@@ -37,6 +37,7 @@ class Recipe:
     clip_norm: float = 1.0  # gradients longer than this are shortened to it
     ema: float = 0.999
     seed: int = 0
+    start: str | None = None  # a model whose weights the run begins with, instead of random ones
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):

@@ -44,10 +44,13 @@ def _make_mini(part: str, recipe: Recipe, out: Path) -> Task:
 
 
 def _finish_mini(out: Path) -> None:
-    """The last training wrote all parts: its folder, under the run's own name."""
+    """What latent diffusion's training wrote, under the run's own name, with the last decoder."""
     components, described = open_model(model_of(out, "latent-diffusion"))
-    whole = {name: unflatten(leaves) for name, leaves in components.items()}
-    save_model(out / "model", whole, described | {"name": out.resolve().name}, "source")
+    last, told = open_model(model_of(out, "latent-decoder"))
+    whole = {name: unflatten(leaves) for name, leaves in (components | last).items()}
+    training = {**described["training"], "latent-decoder": told["training"]}
+    described |= {"name": out.resolve().name, "training": training}
+    save_model(out / "model", whole, described, "source")
 
 
 def _make_dalle2(part: str, recipe: Recipe, out: Path) -> Task:
@@ -68,9 +71,10 @@ def _finish_dalle2(out: Path) -> None:
     )
 
 
+MINI_PARTS = ("clip", "autoencoder", "latent-diffusion", "latent-decoder")
 SYSTEMS = {
     "mini": System(
-        parts={name: name for name in ("clip", "autoencoder", "latent-diffusion")},
+        parts={name: name for name in MINI_PARTS},
         make=_make_mini,
         finish=_finish_mini,
     ),

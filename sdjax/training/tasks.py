@@ -1,5 +1,6 @@
 """The three trainings of a Stable Diffusion: CLIP, autoencoder, latent diffusion, on emoji."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +17,8 @@ from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.clip_image import ClipImage
 from sdjax.image.preprocess import grid, to_float, to_pixels
 from sdjax.nn.functional import Params, apply, init_params
+from sdjax.pipelines.clip import clip_of
+from sdjax.pipelines.models import Model, read_model
 from sdjax.pipelines.stable_diffusion import Defaults, Pipeline
 from sdjax.text.clip_text import ClipText
 from sdjax.text.tokenizer import Tokenizer
@@ -27,8 +30,11 @@ from sdjax.training.losses import (
     latent_diffusion_loss,
 )
 from sdjax.training.state import Recipe
-from sdjax.weights.config_json import from_json, to_json
-from sdjax.weights.files import load_model, save_model
+from sdjax.weights.config_json import to_json
+from sdjax.weights.files import save_model
+
+Folder = str | os.PathLike[str]
+"""A model folder, or the name of a bundled model."""
 
 SHIFT = 3
 """Pixels by which training images are moved about at most."""
@@ -172,6 +178,30 @@ def encode_latents(
     return np.concatenate(means), np.concatenate(stds)
 
 
+def read_autoencoder(
+    model: Folder,
+) -> tuple[config.Autoencoder, Params, dict[str, Any]]:
+    """(sizes, parameters, how it was trained) of an autoencoder, or of that in a whole model.
+
+    Raises:
+        ValueError: if the model has none.
+    """
+    read = read_model(model)
+    if isinstance(read.config, config.Autoencoder):
+        sizes = read.config
+    elif isinstance(read.config, config.StableDiffusion):
+        sizes = read.config.autoencoder
+    else:
+        raise ValueError(f"{model} has no autoencoder: give a folder of `sdjax train autoencoder`")
+    return sizes, read.params["autoencoder"], _training_of(read, "autoencoder")
+
+
+def _training_of(model: Model, part: str) -> dict[str, Any]:
+    """How a part was trained, as its own folder tells it, or that of a whole model."""
+    told = model.described.get("training", {})
+    return told.get(part, told)
+
+
 def draw_captions(data: emoji.EmojiSet, variants: int, seed: int) -> tuple[list[str], np.ndarray]:
     """Captions to train with: (texts, rows int [images, variants] of texts).
 
@@ -191,8 +221,8 @@ def latent_diffusion_task(
     model: config.UNet,
     schedule: config.Schedule,
     recipe: Recipe,
-    clip_folder: Path,
-    autoencoder_folder: Path,
+    clip: Folder,
+    autoencoder: Folder,
     *,
     variants: int = 6,
     gamma: float = 5.0,
@@ -200,27 +230,34 @@ def latent_diffusion_task(
 ) -> Task:
     """Denoising in the latent space of a trained autoencoder, told by a trained, frozen CLIP.
 
-    Latents and captions (`variants` an image) are encoded once.
+    Latents and captions (`variants` an image) are encoded once. Both are given as their model
+    folders, or as the name of a bundled model that holds them.
     """
-    clip_parts, clip_model = load_model(clip_folder)
-    towers = clip_parts["clip"]
-    clip = from_json(config.Clip, clip_model["config"])
-    autoencoder_parts, autoencoder_model = load_model(autoencoder_folder)
-    autoencoder = from_json(config.Autoencoder, autoencoder_model["config"])
+    clip_model = read_model(clip)
+    towers = clip_of(clip_model)
+    autoencoder_config, autoencoder_params, autoencoder_told = read_autoencoder(autoencoder)
     data = emoji.load("train", presets.MINI_STYLES)
     pipe = Pipeline(
         name="in training",
         config=config.StableDiffusion(
-            clip.text, autoencoder, model, schedule, image_size=data.images.shape[1]
+            towers.config.text,
+            autoencoder_config,
+            model,
+            schedule,
+            image_size=data.images.shape[1],
         ),
-        params={"text": towers["text"], "image": towers["image"], **autoencoder_parts},
-        tokenizer=Tokenizer(clip.text.context_length, clip.text.pad, clip_model["vocabulary"]),
+        params={
+            "text": towers.params["text"],
+            "image": towers.params["image"],
+            "autoencoder": autoencoder_params,
+        },
+        tokenizer=towers.tokenizer,
         defaults=Defaults(steps=30, guidance=3.0, sampler="ddim", spacing="trailing"),
         styles=presets.MINI_STYLES,
     )
     texts, caption_rows = draw_captions(data, variants, recipe.seed)
-    hidden, pooled = encode_captions(clip.text, towers["text"], pipe.tokenizer, texts)
-    means, stds = encode_latents(autoencoder, autoencoder_parts["autoencoder"], data.images)
+    hidden, pooled = encode_captions(pipe.config.text, pipe.params["text"], pipe.tokenizer, texts)
+    means, stds = encode_latents(autoencoder_config, autoencoder_params, data.images)
     shown = [data.captions()[i] for i in stream(len(data.images), 16, 0, seed=99)]
 
     def init(key: jax.Array) -> Params:
@@ -255,13 +292,13 @@ def latent_diffusion_task(
             "defaults": to_json(pipe.defaults),
             "styles": list(pipe.styles),
             "config": to_json(pipe.config),
-            "clip": to_json(clip),
-            "vocabulary": clip_model["vocabulary"],
-            "logit_scale": float(towers["logit_scale"]),
+            "clip": to_json(towers.config),
+            "vocabulary": clip_model.described["vocabulary"],
+            "logit_scale": float(towers.params["logit_scale"]),
             **IMAGE_RANGE,
             "training": {
-                "clip": clip_model["training"],
-                "autoencoder": autoencoder_model["training"],
+                "clip": _training_of(clip_model, "clip"),
+                "autoencoder": autoencoder_told,
                 "latent-diffusion": {**facts, "gamma": gamma, "drop": drop},
             },
         }

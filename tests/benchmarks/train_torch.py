@@ -62,7 +62,7 @@ class UNetStep(Step):
         output = self.model(x, time, context, class_labels=vector).sample
         wanted = signal * noise - spread * x0  # v
         ratio = alpha_bar / (1 - alpha_bar)
-        weight = ratio.clamp(max=self.options["gamma"]) / (ratio + 1)
+        weight = (ratio + 1).clamp(max=self.options["gamma"]) / (ratio + 1)
         return (weight * (output - wanted) ** 2).mean()
 
 

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import pytest
 import toy_training as toy
 
@@ -12,7 +13,7 @@ from sdjax.training import systems
 from sdjax.training.loop import RECIPE_FILE
 from sdjax.training.parts import RECIPES
 from sdjax.training.systems import SYSTEMS, System, expected_hours, model_of, train_system
-from sdjax.weights.files import MODEL_FILE, save_model
+from sdjax.weights.files import MODEL_FILE, load_model, save_model
 
 STEPS = 6
 TOYS = {part: toy.recipe(STEPS) for part in RECIPES}
@@ -42,7 +43,7 @@ def run(out, system, said=None, **options):
 def test_parts_are_trained_in_order_and_the_model_is_one(tmp_path):
     made, said = [], []
     model = run(tmp_path / "run", a_system(made), said)
-    assert made == ["clip", "autoencoder", "latent-diffusion"]
+    assert made == ["clip", "autoencoder", "latent-diffusion", "latent-decoder"]
     assert model == tmp_path / "run" / "model" and (model / MODEL_FILE).exists()
     assert said[0] == "mini: about 1.8 hours on two CPU cores, if none is done"
     assert said[1:] == [
@@ -64,7 +65,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
     assert not (tmp_path / "run" / "model").exists()
     system = a_system(made, lambda part, step: steps.append((part, step)))
     run(tmp_path / "run", system, said, resume=True)
-    assert made == ["autoencoder", "latent-diffusion"]
+    assert made == ["autoencoder", "latent-diffusion", "latent-decoder"]
     assert steps[0] == ("autoencoder", 4) and steps[2] == ("latent-diffusion", 0)
     assert said[1] == "1 of 3, clip: done before"
     assert (tmp_path / "run" / "model" / MODEL_FILE).exists()
@@ -92,15 +93,25 @@ def test_every_part_has_a_recipe_and_hours(name):
     assert set(hours) <= set(RECIPES) and min(hours.values()) > 0
 
 
-def test_mini_is_what_its_last_training_wrote_under_the_name_of_the_run(tmp_path):
-    last = model_of(tmp_path / "mine", "latent-diffusion")
-    last.parent.mkdir(parents=True)
-    last.symlink_to(BUNDLED / "mini")
+def test_mini_is_what_its_last_trainings_wrote_under_the_name_of_the_run(tmp_path):
+    whole = model_of(tmp_path / "mine", "latent-diffusion")
+    whole.parent.mkdir(parents=True)
+    whole.symlink_to(BUNDLED / "mini")
+    components, described = load_model(BUNDLED / "mini")
+    better = jax.tree.map(lambda x: x + 1, components["autoencoder"])
+    last = {"kind": "autoencoder", "config": described["config"]["autoencoder"]}
+    last["training"] = {"steps": 3}
+    folder = model_of(tmp_path / "mine", "latent-decoder")
+    save_model(folder, {"autoencoder": better}, last, "float16")
     SYSTEMS["mini"].finish(tmp_path / "mine")
     pipe = load(tmp_path / "mine" / "model")
     assert pipe.name == "mine"
+    training = load_model(tmp_path / "mine" / "model")[1]["training"]
+    assert training == {**described["training"], "latent-decoder": {"steps": 3}}
     for file in (BUNDLED / "mini").glob("*.safetensors"):
-        assert (tmp_path / "mine" / "model" / file.name).read_bytes() == file.read_bytes()
+        source = folder if file.stem == "autoencoder" else BUNDLED / "mini"
+        written = (tmp_path / "mine" / "model" / file.name).read_bytes()
+        assert written == (source / file.name).read_bytes()
 
 
 def test_dalle2_mini_is_assembled_from_its_parts(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models as tiny
@@ -9,9 +11,17 @@ import tiny_models as tiny
 import sdjax
 from sdjax import config, presets
 from sdjax.data import emoji
-from sdjax.training import tasks
+from sdjax.image.autoencoder import Autoencoder
+from sdjax.image.preprocess import to_float
+from sdjax.nn.functional import apply, init_params
+from sdjax.training import parts, tasks
+from sdjax.training.latent_decoder import latent_decoder_loss, latent_decoder_task
 from sdjax.training.loop import train
-from sdjax.training.state import Recipe
+from sdjax.training.parts import make_task
+from sdjax.training.state import Recipe, init_key
+from sdjax.weights.config_json import from_json
+from sdjax.weights.files import load_model
+from sdjax.weights.tree import flatten
 
 RECIPE = Recipe(steps=2, batch=4, learning_rate=1e-3, warmup=1)
 CLIP = config.Clip(
@@ -23,7 +33,7 @@ AUTOENCODER = replace(tiny.AUTOENCODER, patch=4)
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Folders of the three models, trained one after the other."""
+    """Folders of the models, trained one after the other."""
     out = tmp_path_factory.mktemp("runs")
     for name, task in [
         ("clip", lambda: tasks.clip_task(CLIP, RECIPE)),
@@ -38,6 +48,7 @@ def runs(tmp_path_factory):
                 out / "autoencoder" / "model",
             ),
         ),
+        ("decoded", lambda: latent_decoder_task(RECIPE, out / "autoencoder" / "model")),
     ]:
         train(task(), RECIPE, out / name, quiet=True)
     return out
@@ -53,13 +64,82 @@ def test_the_whole_is_loaded_and_draws(runs):
 
 
 def test_the_scale_is_measured_so_that_latents_spread_about_1(runs):
-    components, model = tasks.load_model(runs / "autoencoder" / "model")
-    measured = tasks.from_json(config.Autoencoder, model["config"])
+    components, model = load_model(runs / "autoencoder" / "model")
+    measured = from_json(config.Autoencoder, model["config"])
     sample = emoji.load("train").images[::50]
     means, stds = tasks.encode_latents(measured, components["autoencoder"], sample)
     side = 64 // measured.factor
     assert means.shape == stds.shape == (len(sample), side, side, 4)
     assert 0.9 < means.astype(np.float32).std() < 1.1
+
+
+def test_the_decoder_alone_is_trained_further(runs):
+    before, _ = load_model(runs / "autoencoder" / "model")
+    after, told = load_model(runs / "decoded" / "model")
+    assert told["training"]["autoencoder"]["steps"] == told["training"]["steps"] == 2
+    changed = {
+        part
+        for part, tree in before["autoencoder"].items()
+        for path, leaf in flatten(tree).items()
+        if not np.array_equal(leaf, flatten(after["autoencoder"][part])[path])
+    }
+    assert changed == {"decoder", "post_quant"}
+
+
+def test_what_is_needed_is_also_read_out_of_a_whole_model(runs):
+    sizes, params, told = tasks.read_autoencoder(runs / "tiny" / "model")
+    alone = tasks.read_autoencoder(runs / "autoencoder" / "model")
+    assert (sizes, told) == (alone[0], alone[2])
+    jax.tree.map(np.testing.assert_array_equal, params, alone[1])
+    with pytest.raises(ValueError, match="has no autoencoder"):
+        tasks.read_autoencoder(runs / "clip" / "model")
+
+
+def test_a_run_begins_with_the_weights_of_another(runs, monkeypatch):
+    monkeypatch.setattr(presets, "MINI_AUTOENCODER", AUTOENCODER)
+    for start in ("autoencoder", "tiny", "decoded"):
+        recipe = replace(RECIPE, start=str(runs / start / "model"))
+        begun = make_task("autoencoder", "mini", recipe).init(init_key(0))
+        found = load_model(recipe.start)[0]["autoencoder"]
+        jax.tree.map(np.testing.assert_array_equal, begun, found)
+    needed = {"autoencoder": runs / "autoencoder" / "model"}
+    recipe = replace(RECIPE, start=str(runs / "decoded" / "model"))
+    begun = make_task("latent-decoder", "mini", recipe, **needed).init(init_key(0))
+    assert begun.keys() == {"decoder", "post_quant"}
+    monkeypatch.setitem(parts.CLIPS, "mini", CLIP)
+    recipe = replace(RECIPE, start=str(runs / "tiny" / "model"))
+    begun = make_task("clip", "mini", recipe).init(init_key(0))
+    found = load_model(runs / "clip" / "model")[0]["clip"]
+    jax.tree.map(np.testing.assert_array_equal, begun, found)
+
+
+def test_a_run_does_not_begin_with_what_does_not_fit(runs):
+    recipe = replace(RECIPE, start=str(runs / "clip" / "model"))
+    with pytest.raises(ValueError, match="cannot start autoencoder: it has no autoencoder"):
+        make_task("autoencoder", "mini", recipe)
+    recipe = replace(RECIPE, start=str(runs / "autoencoder" / "model"))
+    with pytest.raises(ValueError, match=r"cannot start autoencoder: its \S+ is .*, wanted \("):
+        make_task("autoencoder", "mini", recipe)
+
+
+def test_pictures_are_decoded_from_latents_with_noise_but_some_without():
+    network = Autoencoder(AUTOENCODER)
+    pixels = emoji.load("train").images[:8]
+    params = init_params(network, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jax.random.key(1))
+    encoder = {name: params[name] for name in ("encoder", "quant")}
+    decoder = {name: params[name] for name in ("decoder", "post_quant")}
+    key, batch = jax.random.key(0), {"pixels": pixels}
+    silent, loud = (latent_decoder_loss(AUTOENCODER, encoder, 0, noise) for noise in (0.0, 9.0))
+    (value, clean), (other, same) = silent(decoder, batch, key), loud(decoder, batch, key)
+    np.testing.assert_allclose(clean["psnr"], same["psnr"], rtol=1e-4)
+    assert abs(other / value - 1) > 1e-3
+    # Without noise and moves it is the reconstruction's error, of pictures or their mirror images.
+    image = to_float(jnp.asarray(pixels))
+    image = jnp.concatenate([image, image[:, :, ::-1]])
+    mean = apply(network, params, image, method="encode").mean
+    error = apply(network, params, mean, method="decode") - image
+    errors = np.asarray(jnp.mean(jnp.abs(error) + error**2, axis=(1, 2, 3))).reshape(2, 8)
+    assert errors.min(0).mean() <= value <= errors.max(0).mean()
 
 
 def test_the_preset_has_a_row_for_every_word_of_the_captions():
