@@ -19,10 +19,11 @@ from sdjax.data import emoji
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.preprocess import grid, to_float, to_pixels
 from sdjax.nn.functional import Params, apply
+from sdjax.training.latents import Folder, encode_latents, read_autoencoder
 from sdjax.training.loop import Task, stream
 from sdjax.training.losses import random_shift
 from sdjax.training.state import Loss, Metrics, Recipe
-from sdjax.training.tasks import SHIFT, Folder, encode_latents, read_autoencoder
+from sdjax.training.tasks import SHIFT
 from sdjax.weights.config_json import to_json
 from sdjax.weights.files import save_model
 

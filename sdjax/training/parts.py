@@ -11,10 +11,12 @@ from sdjax.pipelines.models import find_model
 from sdjax.presets_unclip import CLIP_H_16
 from sdjax.training.judge import judge_task
 from sdjax.training.latent_decoder import latent_decoder_task
+from sdjax.training.latent_diffusion import latent_diffusion_task
+from sdjax.training.latents import Folder
 from sdjax.training.loop import Task
 from sdjax.training.priors import autoregressive_prior_task, diffusion_prior_task
 from sdjax.training.state import Recipe, init_key
-from sdjax.training.tasks import Folder, autoencoder_task, clip_task, latent_diffusion_task
+from sdjax.training.tasks import autoencoder_task, clip_task
 from sdjax.training.unclip_tasks import decoder_task, upsampler_task
 from sdjax.weights.files import load_model
 from sdjax.weights.tree import flatten, unflatten

@@ -1,6 +1,5 @@
 """Training of DALL-E 2's priors on the embeddings of a trained, frozen CLIP, computed once."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,14 +20,13 @@ from sdjax.image.clip_image import unit
 from sdjax.nn.functional import Params, apply, init_params
 from sdjax.pipelines.clip import Clip, load_clip
 from sdjax.pipelines.priors import Defaults
+from sdjax.training.captions import choose_captions, draw_captions, encode_captions
+from sdjax.training.latents import Folder
 from sdjax.training.loop import Task, stream
 from sdjax.training.losses import spread_times
 from sdjax.training.state import Loss, Metrics, Recipe
-from sdjax.training.tasks import VARIANT_CHOICE, draw_captions, encode_captions
 from sdjax.weights.config_json import to_json
 from sdjax.weights.files import save_model
-
-Folder = str | os.PathLike[str]
 
 VARIANTS = 12
 """Captions drawn for each picture."""
@@ -164,10 +162,7 @@ def _batches(data: Embedded, recipe: Recipe) -> Callable[[int], dict[str, Any]]:
 
     def batch(step: int) -> dict[str, Any]:
         index = stream(len(data.images), recipe.batch, step, recipe.seed)
-        rng = np.random.default_rng((VARIANT_CHOICE, recipe.seed, step))
-        # Half of the time the plain caption, which is what people type.
-        variant = rng.integers(VARIANTS, size=recipe.batch) * rng.integers(2, size=recipe.batch)
-        rows = data.rows[index, variant]
+        rows = choose_captions(data.rows[index], step, recipe.seed)
         return {
             "image": data.images[index],
             "text": data.texts[rows],

@@ -1,4 +1,4 @@
-"""The three trainings of a Stable Diffusion: CLIP, autoencoder, latent diffusion, on emoji."""
+"""Training of CLIP and of the autoencoder on emoji: the first two of a Stable Diffusion."""
 
 import os
 from dataclasses import replace
@@ -10,24 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from sdjax import config, presets
+from sdjax import config
 from sdjax.data import emoji
-from sdjax.denoisers.unet import UNet
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.clip_image import ClipImage
 from sdjax.image.preprocess import grid, to_float, to_pixels
 from sdjax.nn.functional import Params, apply, init_params
-from sdjax.pipelines.clip import clip_of
-from sdjax.pipelines.models import Model, read_model
-from sdjax.pipelines.stable_diffusion import Defaults, Pipeline
 from sdjax.text.clip_text import ClipText
 from sdjax.text.tokenizer import Tokenizer
+from sdjax.training.captions import CAPTIONS
 from sdjax.training.loop import Task, stream
 from sdjax.training.losses import (
     MAX_LOGIT_SCALE,
     autoencoder_loss,
     clip_loss,
-    latent_diffusion_loss,
 )
 from sdjax.training.state import Recipe
 from sdjax.weights.config_json import to_json
@@ -38,8 +34,6 @@ Folder = str | os.PathLike[str]
 
 SHIFT = 3
 """Pixels by which training images are moved about at most."""
-CAPTIONS, CAPTION_VARIANTS, VARIANT_CHOICE = 2, 3, 4
-"""First words of NumPy seeds, one for each use, so that no two uses share a stream."""
 IMAGE_RANGE = {"image_mean": (0.5, 0.5, 0.5), "image_std": (0.5, 0.5, 0.5)}
 """Of pixels in [0, 1]: CLIP is trained here on images in [-1, 1]."""
 UNKNOWN_RATE = 0.02
@@ -139,169 +133,3 @@ def autoencoder_task(model: config.Autoencoder, recipe: Recipe, kl_weight: float
         save_model(folder, {"autoencoder": params}, described, "float16")
 
     return Task(init, autoencoder_loss(model, kl_weight, SHIFT), batch, preview, export)
-
-
-def encode_captions(
-    text: config.TextTower, params: Params, tokenizer: Tokenizer, captions: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Hidden states float16 [captions, tokens, dim] and pooled float32 [captions, projection]."""
-    tower = jax.jit(lambda p, tokens, end: apply(ClipText(text), p, tokens, end))
-    hidden, pooled = [], []
-    for start in range(0, len(captions), 256):
-        chunk = captions[start : start + 256]
-        tokens = tokenizer(chunk + [""] * (256 - len(chunk)))
-        out = tower(params, tokens, jnp.asarray(np.argmax(tokens == tokenizer.eot_id, axis=1)))
-        hidden.append(np.asarray(out.hidden, np.float16)[: len(chunk)])
-        pooled.append(np.asarray(out.pooled)[: len(chunk)])
-    return np.concatenate(hidden), np.concatenate(pooled)
-
-
-def encode_latents(
-    model: config.Autoencoder, params: Params, images: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Scaled posterior mean and standard deviation of pictures, float16 [images, h, w, c]."""
-    network = Autoencoder(model)
-
-    @jax.jit
-    def encode(params: Params, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        posterior = apply(network, params, to_float(pixels), method="encode")
-        std = jnp.exp(0.5 * posterior.logvar)
-        return posterior.mean * model.scaling_factor, std * model.scaling_factor
-
-    means, stds = [], []
-    for start in range(0, len(images), 128):
-        pixels = images[start : start + 128]
-        empty = np.zeros((128 - len(pixels), *pixels.shape[1:]), np.uint8)
-        mean, std = encode(params, np.concatenate([pixels, empty]))
-        means.append(np.asarray(mean, np.float16)[: len(pixels)])
-        stds.append(np.asarray(std, np.float16)[: len(pixels)])
-    return np.concatenate(means), np.concatenate(stds)
-
-
-def read_autoencoder(
-    model: Folder,
-) -> tuple[config.Autoencoder, Params, dict[str, Any]]:
-    """(sizes, parameters, how it was trained) of an autoencoder, or of that in a whole model.
-
-    Raises:
-        ValueError: if the model has none.
-    """
-    read = read_model(model)
-    if isinstance(read.config, config.Autoencoder):
-        sizes = read.config
-    elif isinstance(read.config, config.StableDiffusion):
-        sizes = read.config.autoencoder
-    else:
-        raise ValueError(f"{model} has no autoencoder: give a folder of `sdjax train autoencoder`")
-    return sizes, read.params["autoencoder"], _training_of(read, "autoencoder")
-
-
-def _training_of(model: Model, part: str) -> dict[str, Any]:
-    """How a part was trained, as its own folder tells it, or that of a whole model."""
-    told = model.described.get("training", {})
-    return told.get(part, told)
-
-
-def draw_captions(data: emoji.EmojiSet, variants: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """Captions to train with: (texts, rows int [images, variants] of texts).
-
-    Text 0 is the empty one; an image's first caption is the canonical one, the others are random.
-    """
-    rng = np.random.default_rng((CAPTION_VARIANTS, seed))
-    drawn = [
-        [canonical] + [emoji.random_caption(rng, c, s, data.tags[c]) for _ in range(variants - 1)]
-        for canonical, c, s in zip(data.captions(), data.concepts, data.styles, strict=True)
-    ]
-    texts = ["", *sorted({text for row in drawn for text in row})]
-    row_of = {text: i for i, text in enumerate(texts)}
-    return texts, np.array([[row_of[text] for text in row] for row in drawn])
-
-
-def latent_diffusion_task(
-    model: config.UNet,
-    schedule: config.Schedule,
-    recipe: Recipe,
-    clip: Folder,
-    autoencoder: Folder,
-    *,
-    variants: int = 6,
-    gamma: float = 5.0,
-    drop: float = 0.1,
-) -> Task:
-    """Denoising in the latent space of a trained autoencoder, told by a trained, frozen CLIP.
-
-    Latents and captions (`variants` an image) are encoded once. Both are given as their model
-    folders, or as the name of a bundled model that holds them.
-    """
-    clip_model = read_model(clip)
-    towers = clip_of(clip_model)
-    autoencoder_config, autoencoder_params, autoencoder_told = read_autoencoder(autoencoder)
-    data = emoji.load("train", presets.MINI_STYLES)
-    pipe = Pipeline(
-        name="in training",
-        config=config.StableDiffusion(
-            towers.config.text,
-            autoencoder_config,
-            model,
-            schedule,
-            image_size=data.images.shape[1],
-        ),
-        params={
-            "text": towers.params["text"],
-            "image": towers.params["image"],
-            "autoencoder": autoencoder_params,
-        },
-        tokenizer=towers.tokenizer,
-        defaults=Defaults(steps=30, guidance=3.0, sampler="ddim", spacing="trailing"),
-        styles=presets.MINI_STYLES,
-    )
-    texts, caption_rows = draw_captions(data, variants, recipe.seed)
-    hidden, pooled = encode_captions(pipe.config.text, pipe.params["text"], pipe.tokenizer, texts)
-    means, stds = encode_latents(autoencoder_config, autoencoder_params, data.images)
-    shown = [data.captions()[i] for i in stream(len(data.images), 16, 0, seed=99)]
-
-    def init(key: jax.Array) -> Params:
-        x = jnp.zeros((1, *means.shape[1:]))
-        context = jnp.zeros((1, *hidden.shape[1:]))
-        vector = None if model.vector_dim is None else jnp.zeros((1, model.vector_dim))
-        return init_params(UNet(model), key, x, jnp.zeros(1), context, vector)
-
-    def batch(step: int) -> dict[str, Any]:
-        index = stream(len(data.images), recipe.batch, step, recipe.seed)
-        rng = np.random.default_rng((VARIANT_CHOICE, recipe.seed, step))
-        # Half of the time the plain caption, which is what people type.
-        variant = rng.integers(variants, size=recipe.batch) * rng.integers(2, size=recipe.batch)
-        rows = caption_rows[index, variant]
-        return {
-            "mean": means[index].astype(np.float32),
-            "std": stds[index].astype(np.float32),
-            "context": hidden[rows],
-            "vector": pooled[rows],
-            "empty_context": hidden[0],
-            "empty_vector": pooled[0],
-        }
-
-    def preview(params: Params) -> Image.Image:
-        drawing = replace(pipe, params={**pipe.params, "unet": params})
-        return drawing(shown, seed=range(len(shown))).grid(columns=8)
-
-    def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
-        described = {
-            "kind": "stable-diffusion",
-            "name": folder.parent.name,
-            "defaults": to_json(pipe.defaults),
-            "styles": list(pipe.styles),
-            "config": to_json(pipe.config),
-            "clip": to_json(towers.config),
-            "vocabulary": clip_model.described["vocabulary"],
-            "logit_scale": float(towers.params["logit_scale"]),
-            **IMAGE_RANGE,
-            "training": {
-                "clip": _training_of(clip_model, "clip"),
-                "autoencoder": autoencoder_told,
-                "latent-diffusion": {**facts, "gamma": gamma, "drop": drop},
-            },
-        }
-        save_model(folder, {**pipe.params, "unet": params}, described, "float16")
-
-    return Task(init, latent_diffusion_loss(model, schedule, gamma, drop), batch, preview, export)

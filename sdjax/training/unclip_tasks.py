@@ -1,7 +1,7 @@
 """Training of DALL-E 2's decoder and upsamplers on emoji (arXiv 2204.06125)."""
 
-import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,11 @@ from sdjax.nn.functional import Params, apply, init_params
 from sdjax.pipelines.clip import Clip, load_clip
 from sdjax.pipelines.unclip_stages import Given, Told, decode, upsample
 from sdjax.shapes import Keys
+from sdjax.training.captions import choose_captions, draw_captions, encode_captions
+from sdjax.training.latents import Folder
 from sdjax.training.loop import Task, stream
 from sdjax.training.pixel_losses import decoder_loss, upsampler_loss
 from sdjax.training.state import Recipe
-from sdjax.training.tasks import VARIANT_CHOICE, draw_captions, encode_captions
 from sdjax.weights.config_json import to_json
 from sdjax.weights.files import save_model
 
@@ -42,7 +43,7 @@ GUIDANCE, PREVIEW_STEPS = 2.0, 30
 def decoder_task(
     model: config.Decoder,
     recipe: Recipe,
-    clip_folder: str | os.PathLike[str],
+    clip_folder: Folder,
     *,
     variants: int = 6,
     drop_image: float = 0.1,
@@ -72,23 +73,10 @@ def decoder_task(
     text = clip.config.text
     hidden, pooled = encode_captions(text, clip.params["text"], clip.tokenizer, texts)
     empty = (jnp.asarray(hidden[:1], jnp.float32), jnp.asarray(pooled[:1]))
-    size = model.image_size
-
-    def init(key: jax.Array) -> Params:
-        key_unet, key_conditioning = jax.random.split(key)
-        told = (jnp.zeros((1, embeddings.shape[-1])), jnp.zeros(1, bool), *empty)
-        network = ImageConditioning(model.conditioning)
-        conditioning = init_params(network, key_conditioning, *told)
-        vector, context = apply(network, conditioning, *told)
-        x = jnp.zeros((1, size, size, model.unet.in_channels))
-        unet = init_params(UNet(model.unet), key_unet, x, jnp.zeros(1), context, vector)
-        return {"unet": unet, "conditioning": conditioning}
 
     def batch(step: int) -> dict[str, Any]:
         index = stream(len(data.images), recipe.batch, step, recipe.seed)
-        rng = np.random.default_rng((VARIANT_CHOICE, recipe.seed, step))
-        variant = rng.integers(variants, size=recipe.batch) * rng.integers(2, size=recipe.batch)
-        rows = caption_rows[index, variant]
+        rows = choose_captions(caption_rows[index], step, recipe.seed)
         return {
             "pixels": pixels[index],
             "embedding": embeddings[index],
@@ -113,7 +101,23 @@ def decoder_task(
         save_model(folder, {"decoder": params}, described, "float16")
 
     loss = decoder_loss(model, drop_image, drop_text, jitter)
-    return Task(init, loss, batch, _decoder_preview(model, clip, *empty), export)
+    preview = _decoder_preview(model, clip, *empty)
+    return Task(partial(_init_decoder, model, *empty), loss, batch, preview, export)
+
+
+def _init_decoder(
+    model: config.Decoder, states: Array, text_vector: Array, key: jax.Array
+) -> Params:
+    """Fresh parameters of both networks, for a text of this shape."""
+    key_unet, key_conditioning = jax.random.split(key)
+    embedding = jnp.zeros((1, model.conditioning.embedding_dim))
+    told = (embedding, jnp.zeros(1, bool), states, text_vector)
+    network = ImageConditioning(model.conditioning)
+    conditioning = init_params(network, key_conditioning, *told)
+    vector, context = apply(network, conditioning, *told)
+    x = jnp.zeros((1, model.image_size, model.image_size, model.unet.in_channels))
+    unet = init_params(UNet(model.unet), key_unet, x, jnp.zeros(1), context, vector)
+    return {"unet": unet, "conditioning": conditioning}
 
 
 def _decoder_preview(

@@ -15,7 +15,10 @@ from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.preprocess import to_float
 from sdjax.nn.functional import apply, init_params
 from sdjax.training import parts, tasks
+from sdjax.training.captions import draw_captions
 from sdjax.training.latent_decoder import latent_decoder_loss, latent_decoder_task
+from sdjax.training.latent_diffusion import latent_diffusion_task
+from sdjax.training.latents import encode_latents, read_autoencoder
 from sdjax.training.loop import train
 from sdjax.training.parts import make_task
 from sdjax.training.state import Recipe, init_key
@@ -40,7 +43,7 @@ def runs(tmp_path_factory):
         ("autoencoder", lambda: tasks.autoencoder_task(AUTOENCODER, RECIPE)),
         (
             "tiny",
-            lambda: tasks.latent_diffusion_task(
+            lambda: latent_diffusion_task(
                 tiny.UNET,
                 presets.MINI_SCHEDULE,
                 RECIPE,
@@ -67,7 +70,7 @@ def test_the_scale_is_measured_so_that_latents_spread_about_1(runs):
     components, model = load_model(runs / "autoencoder" / "model")
     measured = from_json(config.Autoencoder, model["config"])
     sample = emoji.load("train").images[::50]
-    means, stds = tasks.encode_latents(measured, components["autoencoder"], sample)
+    means, stds = encode_latents(measured, components["autoencoder"], sample)
     side = 64 // measured.factor
     assert means.shape == stds.shape == (len(sample), side, side, 4)
     assert 0.9 < means.astype(np.float32).std() < 1.1
@@ -87,12 +90,12 @@ def test_the_decoder_alone_is_trained_further(runs):
 
 
 def test_what_is_needed_is_also_read_out_of_a_whole_model(runs):
-    sizes, params, told = tasks.read_autoencoder(runs / "tiny" / "model")
-    alone = tasks.read_autoencoder(runs / "autoencoder" / "model")
+    sizes, params, told = read_autoencoder(runs / "tiny" / "model")
+    alone = read_autoencoder(runs / "autoencoder" / "model")
     assert (sizes, told) == (alone[0], alone[2])
     jax.tree.map(np.testing.assert_array_equal, params, alone[1])
     with pytest.raises(ValueError, match="has no autoencoder"):
-        tasks.read_autoencoder(runs / "clip" / "model")
+        read_autoencoder(runs / "clip" / "model")
 
 
 def test_a_run_begins_with_the_weights_of_another(runs, monkeypatch):
@@ -148,11 +151,11 @@ def test_the_preset_has_a_row_for_every_word_of_the_captions():
 
 def test_captions_to_train_with():
     data = emoji.load("train", ["flat"])
-    texts, rows = tasks.draw_captions(data, variants=3, seed=0)
+    texts, rows = draw_captions(data, variants=3, seed=0)
     assert texts[0] == "" and len(set(texts)) == len(texts)
     assert rows.shape == (len(data), 3)
     assert [texts[row] for row in rows[:, 0]] == data.captions()
-    again = tasks.draw_captions(data, variants=3, seed=0)
+    again = draw_captions(data, variants=3, seed=0)
     assert again[0] == texts and (again[1] == rows).all()
 
 
