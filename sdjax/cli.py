@@ -5,28 +5,15 @@ import json
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdjax import cli_bench, cli_unclip
+from sdjax import cli_bench, cli_train, cli_unclip
 
 if TYPE_CHECKING:
     from sdjax.pipelines.images import Images
     from sdjax.pipelines.stable_diffusion import Pipeline
-
-TRAINED_PARTS = (
-    "clip", "autoencoder", "latent-diffusion", "latent-decoder",
-    "prior", "decoder", "upsampler", "judge",
-)  # fmt: skip
-TRAINED_WHOLE = ("mini", "dalle2-mini")
-OF_RECIPE = ("steps", "batch", "learning_rate", "seed", "start")
-"""Options of `train` that change a recipe."""
-ONE_PART_ONLY = {
-    **dict.fromkeys(("clip", "autoencoder", *OF_RECIPE)),
-    **{"kind": "diffusion", "stage": 1, "preset": "mini"},
-}
-"""Options of `train` that say nothing about a whole model, and what they are when not given."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -41,7 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--float32", action="store_true", help="costs in float32, not bfloat16")
     models.add_argument("--json", action="store_true", help="as JSON, with every fact")
     models.set_defaults(run=_models)
-    _add_train(commands)
+    cli_train.add_command(commands)
     evaluate = commands.add_parser("evaluate", help="measure a model on held-out captions")
     evaluate.add_argument("model", nargs="?", default="mini", help="bundled name or folder")
     evaluate.add_argument("--count", type=int, help="held-out captions (200)")
@@ -159,35 +146,6 @@ def _add_checkpoint(parser: argparse.ArgumentParser, example: str) -> None:
     )
 
 
-def _add_train(commands: argparse._SubParsersAction) -> None:
-    train = commands.add_parser("train", help="train from scratch on the emoji pictures")
-    order = (
-        "a whole model (mini, dalle2-mini) or one part of it; clip and autoencoder first: "
-        "latent-diffusion needs both, latent-decoder the second, prior and decoder the first; the "
-        "judge only grades"
-    )
-    train.add_argument("part", choices=(*TRAINED_WHOLE, *TRAINED_PARTS), help=order)
-    kinds = "of a prior: autoregressive, or (the default) diffusion"
-    train.add_argument("--kind", choices=("ar", "diffusion"), default="diffusion", help=kinds)
-    train.add_argument("--stage", type=int, choices=(1, 2), default=1, help="of an upsampler (1)")
-    train.add_argument(
-        "--preset",
-        default="mini",
-        help="sizes of the networks: mini, or dalle2 for its CLIP (mini)",
-    )
-    train.add_argument("--out", type=Path, required=True, help="folder of the run")
-    train.add_argument("--resume", action="store_true", help="continue the run in --out")
-    train.add_argument("--steps", type=int, help="steps in all; may grow or shrink on resuming")
-    train.add_argument("--batch", type=int, help="examples per step")
-    train.add_argument("--learning-rate", type=float)
-    train.add_argument("--seed", type=int)
-    train.add_argument("--start", help="model whose weights it begins with, such as mini")
-    train.add_argument("--clip", type=Path, help="model folder of CLIP, or mini for its own")
-    train.add_argument("--autoencoder", type=Path, help="the same of an autoencoder")
-    train.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
-    train.set_defaults(run=_train)
-
-
 def _size(text: str) -> int | tuple[int, int]:
     sides = text.lower().split("x")
     try:
@@ -300,32 +258,6 @@ def _costs(args: argparse.Namespace) -> None:
         print(json.dumps([asdict(c) for c in costs], indent=2))
     else:
         print(table(costs))
-
-
-def _train(args: argparse.Namespace) -> None:
-    from sdjax.training.loop import open_run, train
-    from sdjax.training.parts import RECIPES, make_task
-
-    if args.save_every < 1:
-        raise ValueError(f"--save-every must be at least 1, got {args.save_every}")
-    if args.part in TRAINED_WHOLE:
-        return _train_whole(args)
-    changes = {name: getattr(args, name) for name in OF_RECIPE if getattr(args, name) is not None}
-    stored = open_run(args.out, resume=args.resume)
-    variants = {"prior": f"-{args.kind}", "upsampler": f"-{args.stage}"}
-    part = args.part + variants.get(args.part, "")
-    recipe = replace(stored or RECIPES[part], **changes)
-    task = make_task(part, args.preset, recipe, args.clip, args.autoencoder)
-    train(task, recipe, args.out, resume=args.resume, save_every=args.save_every)
-    print(f"trained: {(args.out / 'model').resolve()}")
-
-
-def _train_whole(args: argparse.Namespace) -> None:
-    from sdjax.training.systems import train_system
-
-    cli_unclip.refuse(args, ONE_PART_ONLY, f"the whole of {args.part}")
-    model = train_system(args.part, args.out, resume=args.resume, save_every=args.save_every)
-    print(f"trained: {model.resolve()}\nmeasure it: sdjax evaluate {model}")
 
 
 def _evaluate(args: argparse.Namespace) -> None:

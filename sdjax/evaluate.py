@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sdjax import presets
 from sdjax.data import emoji
 from sdjax.evaluate_composition import composition_figures
-from sdjax.evaluate_judge import Judge, judged_hits, load_judge, styles_named
+from sdjax.evaluate_judge import Judge, judged_hits, judged_styles, load_judge, styles_named
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.preprocess import to_float
 from sdjax.nn.functional import apply
@@ -174,11 +174,39 @@ def generate(
     return np.concatenate(rows)
 
 
-def compared(pair: Sequence[float], digits: int = 3) -> dict[str, float]:
-    """A figure of pictures that were drawn, that of real ones, and the one by the other."""
-    generated, real = pair
+def compared(values: Sequence[float], digits: int = 3) -> dict[str, float]:
+    """A figure of pictures that were drawn, that of real ones, and the one by the other.
+
+    A third value is that of copies.
+    """
+    generated, real, *copied = values
     ratio = round(generated / real, 3) if real else float(generated > 0)
-    return {"generated": round(generated, digits), "real": round(real, digits), "ratio": ratio}
+    found = {"generated": round(generated, digits), "real": round(real, digits), "ratio": ratio}
+    if copied:
+        found["copied"] = round(copied[0], digits)
+    return found
+
+
+def copies(data: emoji.EmojiSet, concepts: Sequence[str], styles: Sequence[str]) -> Pictures:
+    """What a copier would answer: a drawing of the thing in another style than the one asked for.
+
+    It knows every thing and makes nothing: how far a figure can be had without drawing. It takes
+    the first of the styles in which `data`, the pictures of training, has the thing.
+
+    Raises:
+        ValueError: for a thing that is in no other style.
+    """
+    rows = []
+    for concept, style in zip(concepts, styles, strict=True):
+        known = [
+            i
+            for i, (name, word) in enumerate(zip(data.concepts, data.styles, strict=True))
+            if name == concept and word != style
+        ]
+        if not known:
+            raise ValueError(f"there is no other drawing of {concept!r} to copy")
+        rows.append(known[0])
+    return data.images[rows]
 
 
 def held_out(words: Sequence[str], count: int, seed: int) -> tuple[emoji.EmojiSet, np.ndarray]:
@@ -213,13 +241,13 @@ def evaluate(
     """All figures of a model, as JSON values; `settings` go to the pipeline (steps, guidance ...).
 
     "real" is the same figure for the real held-out pictures: the judge's own ceiling. "ratio" is
-    the one divided by the other.
+    the one divided by the other. "copied" is that of drawings in other styles (see `copies`).
 
     Raises:
         ValueError: if fewer than `count` held-out captions exist, or the model has no CLIP.
     """
     pipe = load_text_to_image(model)
-    judge = load_clip(model)
+    judge, neutral = load_clip(model), load_judge()
     words = list(pipe.styles or presets.MINI_STYLES)
     if count < CANDIDATES:
         raise ValueError(f"count must be at least {CANDIDATES}, got {count}")
@@ -233,10 +261,11 @@ def evaluate(
     def draw(captions: Sequence[str]) -> Pictures:
         return generate(pipe, captions, seed=seed, quiet=quiet, **settings)
 
-    pictures = (draw([test.captions()[i] for i in order]), test.images[order])
+    copied = copies(emoji.load("train", words), concepts, styles)
+    pictures = (draw([test.captions()[i] for i in order]), test.images[order], copied)
     clip_hits = [clip_retrieval(judge, x, styles, candidates) for x in pictures]
     pixel_hits = [pixel_retrieval(everything, x, styles, candidates) for x in pictures]
-    neutral = load_judge()
+    other = other_pictures(words, concepts, styles, seed)
     return {
         "model": model,
         "captions": count,
@@ -244,8 +273,8 @@ def evaluate(
         **_own_figures(pipe, judge, neutral, test, order, candidates, seed, settings),
         "retrieval_clip": compared(clip_hits),
         "retrieval_pixels": compared(pixel_hits),
-        **_clip_figures(judge, pictures, styles, words, seed),
-        **judge_figures(neutral, pictures, styles, words, candidates, seed),
+        **_clip_figures(judge, pictures, other, styles, words),
+        **judge_figures(neutral, pictures, other, styles, words, candidates),
         "composition": composition_figures(
             draw, neutral, words, lambda concepts: draw_candidates(concepts, pool, seed)
         ),
@@ -282,45 +311,61 @@ def _own_figures(
 
 def _clip_figures(
     judge: Clip,
-    pictures: tuple[Pictures, Pictures],
+    pictures: tuple[Pictures, ...],
+    other: Pictures,
     styles: Sequence[str],
     words: Sequence[str],
-    seed: int,
 ) -> dict[str, Any]:
-    """Style and distance by CLIP's vectors, for pictures that were drawn and real ones."""
+    """Style and distance by CLIP's vectors, for pictures that were drawn, real ones and copies."""
     train = emoji.load("train", words)
-    known = judge.image_embeddings(train.images)
-    probe = fit_style_probe(known, train.styles, words)
-    drawn, real = (judge.image_embeddings(x) for x in pictures)
-    named = [probe_accuracy(probe, x, styles, words) for x in (drawn, real)]
-    other = known[other_rows(len(known), len(real), seed)]
-    distances = [frechet_distance(x, real) for x in (drawn, other)]
+    probe = fit_style_probe(judge.image_embeddings(train.images), train.styles, words)
+    vectors = [judge.image_embeddings(x) for x in pictures]
+    named = [probe_accuracy(probe, x, styles, words) for x in vectors]
+    drawn, real, *_ = vectors
+    distances = [frechet_distance(x, real) for x in (drawn, judge.image_embeddings(other))]
     return {"style_accuracy": compared(named), "frechet_clip": compared(distances, digits=4)}
 
 
 def judge_figures(
     judge: Judge,
-    pictures: tuple[Pictures, Pictures],
+    pictures: tuple[Pictures, ...],
+    other: Pictures,
     styles: Sequence[str],
     words: Sequence[str],
     candidates: list[list[str]],
-    seed: int,
 ) -> dict[str, Any]:
-    """Retrieval, style and distance by the neutral judge, for drawn pictures and real ones."""
+    """Retrieval, style, both of one picture, and distance by the judge that trains no generator.
+
+    Args:
+        judge: it.
+        pictures: that were drawn, real ones, and copies.
+        other: real ones of other things, to whose distance that of the drawn ones is compared.
+        styles: asked for.
+        words: styles to choose among.
+        candidates: concepts to choose among, the right one first.
+    """
     verdicts = [judge.read(x) for x in pictures]
-    hits = [float(judged_hits(judge, x, candidates).mean()) for x in verdicts]
-    named = [styles_named(judge, x, styles, words) for x in verdicts]
-    train, (drawn, real) = emoji.load("train", words), (np.asarray(x.features) for x in verdicts)
-    rows = other_rows(len(train), len(real), seed)
-    other = np.asarray(judge.read(train.images[rows]).features)
-    distances = [frechet_distance(x, real) for x in (drawn, other)]
-    return {
-        "retrieval_judge": compared(hits),
-        "style_judge": compared(named),
-        "frechet_judge": compared(distances, digits=4),
-    }
+    hits = [judged_hits(judge, x, candidates) for x in verdicts]
+    named = [np.array(judged_styles(judge, x, words)) == np.array(styles) for x in verdicts]
+    both = [a & b for a, b in zip(hits, named, strict=True)]
+    drawn, real, *_ = (np.asarray(x.features) for x in verdicts)
+    distances = [frechet_distance(x, real) for x in (drawn, np.asarray(judge.read(other).features))]
+    shares = {"retrieval_judge": hits, "style_judge": named, "both_judge": both}
+    found = {name: compared([float(x.mean()) for x in row]) for name, row in shares.items()}
+    return found | {"frechet_judge": compared(distances, digits=4)}
 
 
-def other_rows(available: int, count: int, seed: int) -> np.ndarray:
-    """Training drawings, of other things, to which a distance is compared."""
-    return np.random.default_rng(seed).choice(available, count, replace=False)
+def other_pictures(
+    words: Sequence[str], concepts: Sequence[str], styles: list[str], seed: int
+) -> Pictures:
+    """Training drawings of none of these things, as many of each style as are in `styles`."""
+    train, rng = emoji.load("train", words), np.random.default_rng(seed)
+    asked, rows = set(concepts), []
+    for word in words:
+        free = [
+            i
+            for i, (concept, style) in enumerate(zip(train.concepts, train.styles, strict=True))
+            if style == word and concept not in asked
+        ]
+        rows += rng.choice(free, styles.count(word), replace=False).tolist()
+    return train.images[rows]

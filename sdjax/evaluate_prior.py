@@ -43,7 +43,12 @@ def prior_scores(
 
     "rank": the mean place of the true picture among all, from 1; "top_1": the share of first
     places among all; "top_1_of_50": among the candidates, the first of which is the true one.
+
+    Raises:
+        FloatingPointError: for answers that are no numbers, which no other would come before.
     """
+    if not np.isfinite(answers).all():
+        raise FloatingPointError("the answers hold NaN or infinity")
     cosines = answers @ images.T
     true = np.diag(cosines)
     ranks = 1 + np.sum(cosines > true[:, None], axis=1)

@@ -44,10 +44,11 @@ def unclip_figures(
     few = [int(i) for i in order[:INVERTED]]
     kept = [test.images[i] for i in few]
     halves = list(zip(kept[::2], kept[1::2], strict=True))
+    words = sorted(set(test.styles))
     return {
         "priors": {
             name: evaluate_prior(
-                prior, judge, pipe.styles, seed=seed, **pipe.settings.prior_options(name)
+                prior, judge, words, seed=seed, **pipe.settings.prior_options(name)
             )
             for name, prior in pipe.priors.items()
         },

@@ -116,8 +116,12 @@ def test_a_size_in_words_is_refused_by_the_parser(capsys):
         (["latent-diffusion", "--clip", "mini"], "latent-diffusion needs --autoencoder, a folder"),
         (
             ["latent-diffusion", "--clip", "none", "--autoencoder", "none"],
-            "no model folder none",
+            "no model 'none'",
         ),
+        (["judge", "--clip", "mini"], "--clip is nothing for the training of judge: leave it out"),
+        (["decoder", "--kind", "ar"], "--kind is nothing for the training of decoder"),
+        (["autoencoder", "--start", "none"], "no model 'none'"),
+        (["clip", "--start", "dalle2-mini"], "dalle2-mini cannot start clip: it has no clip"),
         (["mini", "--steps", "5"], "--steps is nothing for the whole of mini: leave it out"),
         (["dalle2-mini", "--stage", "2"], "--stage is nothing for the whole of dalle2-mini"),
         (["mini", "--resume"], "to resume"),

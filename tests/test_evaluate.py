@@ -106,6 +106,36 @@ def test_the_probe_names_what_can_be_told_and_no_more():
         assert least <= share <= most
 
 
+# What drawn pictures are compared with
+
+
+def test_a_copier_has_the_thing_in_another_style(concepts):
+    train = emoji.load("train", ["flat", "3d"])
+    pairs = list(zip(train.concepts, train.styles, strict=True))
+    asked = [c for c in concepts if {(c, "flat"), (c, "3d")} <= set(pairs)][:2]
+    found = evaluate.copies(train, asked, ["flat", "3d"])
+    for picture, pair in zip(found, [(asked[0], "3d"), (asked[1], "flat")], strict=True):
+        np.testing.assert_array_equal(picture, train.images[pairs.index(pair)])
+    with pytest.raises(ValueError, match="no other drawing of 'unicorn made up'"):
+        evaluate.copies(train, ["unicorn made up"], ["flat"])
+
+
+def test_other_pictures_are_of_other_things_in_the_same_styles():
+    words, styles = ["noto", "flat"], ["flat"] * 5 + ["noto"] * 2
+    train = emoji.load("train", words)
+    asked = list(dict.fromkeys(train.concepts))[:900]
+    found = evaluate.other_pictures(words, asked, styles, seed=0)
+    known = {x.tobytes(): i for i, x in enumerate(train.images)}
+    rows = [known[x.tobytes()] for x in found]
+    assert [train.styles[i] for i in rows] == ["noto"] * 2 + ["flat"] * 5
+    assert not {train.concepts[i] for i in rows} & set(asked)
+
+
+def test_figures_beside_each_other():
+    assert evaluate.compared([0.5, 0.8]) == {"generated": 0.5, "real": 0.8, "ratio": 0.625}
+    assert evaluate.compared([0.5, 0.0, 0.12345])["copied"] == 0.123
+
+
 # Retrieval
 
 

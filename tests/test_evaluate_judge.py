@@ -9,11 +9,12 @@ import pytest
 
 from sdjax import presets
 from sdjax.data import emoji
-from sdjax.evaluate import draw_candidates, judge_figures
+from sdjax.evaluate import copies, draw_candidates, judge_figures, other_pictures
 from sdjax.evaluate_judge import ASSETS, judged_hits, judged_styles, load_judge, styles_named
 from sdjax.image.judge import Verdict
 from sdjax.pipelines.models import BUNDLED
 from sdjax.training.parts import RECIPES
+from sdjax.training.state import Recipe
 from sdjax.weights.readers import open_tensors
 
 WORDS = list(presets.MINI_STYLES)
@@ -39,7 +40,7 @@ def test_it_is_small_and_made_by_its_recipe(judge):
     assert (ASSETS / "judge.safetensors").stat().st_size <= 2.2e6
     assert judge.config == presets.JUDGE
     segment = described()["training"]["segments"][-1]
-    assert segment["recipe"] == RECIPES["judge"].__dict__
+    assert Recipe(**segment["recipe"]) == RECIPES["judge"]
 
 
 def test_it_knows_held_out_drawings_that_it_never_saw(judge, test_set):
@@ -77,8 +78,13 @@ def test_real_drawings_are_their_own_ceiling(judge, test_set):
     few = test_set.images[:60]
     styles, concepts = test_set.styles[:60], test_set.concepts[:60]
     candidates = draw_candidates(concepts, sorted(set(judge.concepts)), seed=0)
-    found = judge_figures(judge, (few, few), styles, WORDS, candidates, seed=0)
+    copied = copies(emoji.load("train", WORDS), concepts, styles)
+    other = other_pictures(WORDS, concepts, list(styles), seed=0)
+    found = judge_figures(judge, (few, few, copied), other, styles, WORDS, candidates)
     assert found["retrieval_judge"]["ratio"] == found["style_judge"]["ratio"] == 1
+    assert found["both_judge"]["real"] <= found["style_judge"]["real"]
+    # A copier has the thing and not the style.
+    assert found["retrieval_judge"]["copied"] > 0.9 > 0.1 > found["both_judge"]["copied"]
     assert found["frechet_judge"]["generated"] == pytest.approx(0, abs=1e-4)
     assert found["frechet_judge"]["real"] > 0.01
 

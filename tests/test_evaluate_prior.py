@@ -48,3 +48,11 @@ def test_a_prior_trained_with_another_clip_is_not_judged_by_the_bundled_one(monk
     monkeypatch.setattr(evaluate_prior, "read_model", lambda _: model)
     with pytest.raises(ValueError, match="here was trained with another CLIP than the bundled one"):
         evaluate_priors("here")
+
+
+def test_answers_that_are_no_numbers_do_not_win():
+    images = np.eye(60, dtype=np.float32)
+    answers = images.copy()
+    answers[3] = np.nan
+    with pytest.raises(FloatingPointError, match="answers hold NaN"):
+        prior_scores(answers, images, candidate_rows(60, 0))

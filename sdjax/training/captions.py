@@ -12,7 +12,7 @@ from sdjax.text.clip_text import ClipText
 from sdjax.text.tokenizer import Tokenizer
 
 CAPTIONS, CAPTION_VARIANTS, VARIANT_CHOICE = 2, 3, 4
-"""First words of NumPy seeds, one for each use, so that no two uses share a stream."""
+"""First words of NumPy seeds, one for each use, so that no two of these share a stream."""
 
 
 def draw_captions(data: emoji.EmojiSet, variants: int, seed: int) -> tuple[list[str], np.ndarray]:
@@ -33,7 +33,10 @@ def draw_captions(data: emoji.EmojiSet, variants: int, seed: int) -> tuple[list[
 def choose_captions(
     rows: Int[np.ndarray, "batch variants"], step: int, seed: int
 ) -> Int[np.ndarray, " batch"]:
-    """One of each picture's captions: half of the time the plain one, which is what people type."""
+    """One of each picture's captions: half of the time the plain one, which is what people type.
+
+    The plain one is among the others too, so that it is chosen about five times of six.
+    """
     rng = np.random.default_rng((VARIANT_CHOICE, seed, step))
     count, variants = rows.shape
     variant = rng.integers(variants, size=count) * rng.integers(2, size=count)

@@ -35,26 +35,25 @@ CLEAN = 0.3
 """Share of a batch whose latents get none."""
 
 
-def latent_decoder_loss(
-    model: config.Autoencoder, encoder: Params, shift: int, noise: float
-) -> Loss:
+def latent_decoder_loss(model: config.Autoencoder, shift: int, noise: float) -> Loss:
     """Absolute and squared error of pictures decoded from latents with noise.
 
-    That only the decoder is trained is as in Stability AI's sd-vae-ft-ema; the noise, whose
-    deviation is another for every picture, as in arXiv 2510.11690, section 3.
+    That only the decoder is trained is as in Stability AI's sd-vae-ft-ema; noise, of another
+    deviation for every picture, as in arXiv 2510.11690, section 4.3. That it is even between 0 and
+    `noise`, and that the first `CLEAN` of the (shuffled) batch get none, are choices of ours.
 
-    batch: pixels uint8 [batch, h, w, 3].
-    params: the decoder's, "decoder" and "post_quant"; `encoder` holds the others.
+    batch: pixels uint8 [batch, h, w, 3], and encoder, the parameters that are not trained.
+    params: the decoder's, "decoder" and "post_quant".
     """
     network = Autoencoder(model)
 
-    def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
+    def loss(params: Params, batch: dict[str, Any], key: Array) -> tuple[Array, Metrics]:
         key_shift, key_mirror, key_level, key_noise = jax.random.split(key, 4)
         shape = (len(batch["pixels"]), 1, 1, 1)
         clean = math.ceil(CLEAN * len(batch["pixels"]))  # pictures, the first ones
         images = to_float(random_shift(batch["pixels"], key_shift, shift))
         images = jnp.where(jax.random.bernoulli(key_mirror, 0.5, shape), images[:, :, ::-1], images)
-        z = apply(network, encoder, images, method="encode").mean * model.scaling_factor
+        z = apply(network, batch["encoder"], images, method="encode").mean * model.scaling_factor
         level = jax.random.uniform(key_level, shape, maxval=noise).at[:clean].set(0.0)
         z = z + level * jax.random.normal(key_noise, z.shape)
         error = apply(network, params, z, method="decode") - images
@@ -77,7 +76,8 @@ def latent_decoder_task(recipe: Recipe, autoencoder: Folder) -> Task:
         return {name: params[name] for name in TRAINED}
 
     def batch(step: int) -> dict[str, Any]:
-        return {"pixels": data.images[stream(len(data.images), recipe.batch, step, recipe.seed)]}
+        index = stream(len(data.images), recipe.batch, step, recipe.seed)
+        return {"pixels": data.images[index], "encoder": encoder}
 
     def preview(params: Params) -> Image.Image:
         decoded = to_pixels(decode(params, latents.astype(np.float32)))
@@ -91,4 +91,4 @@ def latent_decoder_task(recipe: Recipe, autoencoder: Folder) -> Task:
         }
         save_model(folder, {"autoencoder": {**encoder, **params}}, described, "float16")
 
-    return Task(init, latent_decoder_loss(model, encoder, SHIFT, NOISE), batch, preview, export)
+    return Task(init, latent_decoder_loss(model, SHIFT, NOISE), batch, preview, export)

@@ -33,7 +33,7 @@ def latent_diffusion_task(
     clip: Folder,
     autoencoder: Folder,
     *,
-    variants: int = 6,
+    variants: int = 8,
     gamma: float = 5.0,
     drop: float = 0.1,
 ) -> Task:
@@ -97,7 +97,12 @@ def latent_diffusion_task(
             "training": {
                 "clip": training_of(clip_model, "clip"),
                 "autoencoder": autoencoder_told,
-                "latent-diffusion": {**facts, "gamma": gamma, "drop": drop},
+                "latent-diffusion": {
+                    **facts,
+                    "gamma": gamma,
+                    "drop": drop,
+                    "variants": variants,
+                },
             },
         }
         save_model(folder, {**pipe.params, "unet": params}, described, "float16")

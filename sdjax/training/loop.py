@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
@@ -162,7 +163,9 @@ def train(
     with closing(Checkpoints(out)) as checkpoints:
         if checkpoints.latest() is not None and not resume:
             raise ValueError(f"{out} already holds a run: pass --resume, or another --out")
-        state = init_state(task.init(init_key(recipe.seed)), recipe)
+        # A copy, as the first step takes the memory of its state: `init` may hand out its own.
+        params = jax.tree.map(jnp.copy, task.init(init_key(recipe.seed)))
+        state = init_state(params, recipe)
         if checkpoints.latest() is not None:  # else it was stopped before the first checkpoint
             state = checkpoints.restore(state)
         first = int(state.step)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from sdjax import presets
+from sdjax.nn.functional import Params
 from sdjax.pipelines.clip import LOGIT_SCALE
 from sdjax.pipelines.models import find_model
 from sdjax.presets_unclip import CLIP_H_16
@@ -25,6 +26,9 @@ RECIPES = {
     "clip": Recipe(steps=900, batch=128, learning_rate=1e-3, weight_decay=0.1),
     "autoencoder": Recipe(steps=4000, batch=8, learning_rate=1e-3, weight_decay=0.0),
     "latent-diffusion": Recipe(steps=7700, batch=48, learning_rate=1.2e-3),
+    "latent-diffusion-2": Recipe(
+        steps=9000, batch=48, learning_rate=1e-3, warmup=100, decay=0.5, seed=7
+    ),
     "latent-decoder": Recipe(
         steps=7000, batch=16, learning_rate=8e-4, warmup=100, decay=0.6, weight_decay=0.0
     ),
@@ -48,6 +52,7 @@ COMPONENTS = {
     "clip": ("clip",),
     "autoencoder": ("autoencoder",),
     "latent-diffusion": ("unet",),
+    "latent-diffusion-2": ("unet",),
     "latent-decoder": ("autoencoder",),
     "prior-diffusion": ("prior",),
     "decoder": ("decoder",),
@@ -75,15 +80,15 @@ def make_task(
         ValueError: for an unknown part or preset, a missing folder of a part needed first, or a
             start that does not fit.
     """
+    start = None if recipe.start is None else read_start(part, recipe.start)
     task = _new_task(part, preset, recipe, clip, autoencoder)
-    return task if recipe.start is None else begin_with(task, part, recipe.start)
+    return task if start is None else begin_with(task, part, start, str(recipe.start))
 
 
 def _new_task(
     part: str, preset: str, recipe: Recipe, clip: Folder | None, autoencoder: Folder | None
 ) -> Task:
-    if part not in RECIPES:
-        raise ValueError(f"no training {part!r}: choose among {', '.join(RECIPES)}")
+    _check_part(part)
     known = CLIPS if part == "clip" else ("mini",)
     if preset not in known:
         raise ValueError(f"no training preset {preset!r}: choose {' or '.join(known)}")
@@ -99,7 +104,7 @@ def _new_task(
         return upsampler_task(model, recipe, crop=16)
     if part == "latent-decoder":
         return latent_decoder_task(recipe, _needed(part, "autoencoder", autoencoder))
-    if part == "latent-diffusion":
+    if part.startswith("latent-diffusion"):
         needed = _needed(part, "clip", clip), _needed(part, "autoencoder", autoencoder)
         return latent_diffusion_task(presets.MINI_UNET, presets.MINI_SCHEDULE, recipe, *needed)
     towers = _needed(part, "clip", clip)
@@ -120,27 +125,41 @@ def _needed(part: str, name: str, model: Folder | None) -> Folder:
     return model
 
 
-def begin_with(task: Task, part: str, start: Folder) -> Task:
-    """The same training, from the weights that a model has for this part.
+def read_start(part: str, model: Folder) -> Params:
+    """The weights that a model has for a part.
 
     Raises:
         FileNotFoundError: if there is no such model.
-        ValueError: if it has no such part, or one of other sizes.
+        ValueError: for an unknown part, or if the model has no such part.
     """
-    components, described = load_model(find_model(start))
-    if part == "clip" and "clip" not in components:
-        components["clip"] = {name: components.get(name) for name in ("text", "image")}
-        components["clip"]["logit_scale"] = jnp.float32(described.get("logit_scale", LOGIT_SCALE))
-    found = [components[name] for name in COMPONENTS[part] if name in components]
-    if not found:
-        raise ValueError(f"{start} cannot start {part}: it has no {COMPONENTS[part][0]}")
-    wanted = jax.eval_shape(task.init, init_key(0))
-    shape = {path: leaf.shape for path, leaf in flatten(wanted).items()}
-    weights = {path: leaf for path, leaf in flatten(found[0]).items() if path in shape}
-    for path in sorted(shape):
-        has = weights[path].shape if path in weights else None
-        if has != shape[path]:
+    _check_part(part)
+    components, described = load_model(find_model(model))
+    if part == "clip" and {"text", "image"} <= components.keys():
+        scale = jnp.float32(described.get("logit_scale", LOGIT_SCALE))
+        return {"text": components["text"], "image": components["image"], "logit_scale": scale}
+    for name in COMPONENTS[part]:
+        if name in components:
+            return components[name]
+    raise ValueError(f"{model} cannot start {part}: it has no {COMPONENTS[part][0]}")
+
+
+def begin_with(task: Task, part: str, weights: Params, model: str) -> Task:
+    """The same training, begun with weights that were read from `model`.
+
+    Raises:
+        ValueError: if they are of other sizes.
+    """
+    wanted = flatten(jax.eval_shape(task.init, init_key(0)))
+    found = {path: leaf for path, leaf in flatten(weights).items() if path in wanted}
+    for path, leaf in sorted(wanted.items()):
+        shape = found[path].shape if path in found else None
+        if shape != leaf.shape:
             raise ValueError(
-                f"{start} cannot start {part}: its {path} is {has}, wanted {shape[path]}"
+                f"{model} cannot start {part}: its {path} is {shape}, wanted {leaf.shape}"
             )
-    return replace(task, init=lambda _: unflatten(weights))
+    return replace(task, init=lambda _: unflatten(found))
+
+
+def _check_part(part: str) -> None:
+    if part not in RECIPES:
+        raise ValueError(f"no training {part!r}: choose among {', '.join(RECIPES)}")

@@ -215,7 +215,11 @@ def diffusion_prior_task(
 def measure_errors(
     model: config.DiffusionPrior, params: Params, batch: dict[str, Any], seed: int
 ) -> tuple[list[float], list[float]]:
-    """The network's mean squared error at `MEASURED` times, over a batch: (times, errors)."""
+    """The network's mean squared error at `MEASURED` times, over a batch: (times, errors).
+
+    Without guidance, and of pictures of the training: of others, and with guidance, it errs by more
+    than Analytic-DPM is told.
+    """
     scale = 1.0 if model.scale is None else model.scale
     x0 = scale * jnp.asarray(batch["image"])[:, None, None]
     text, states = scale * batch["text"], batch["states"].astype(np.float32)

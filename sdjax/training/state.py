@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, Key
 
@@ -43,13 +44,21 @@ class Recipe:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("learning_rate", "clip_norm"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) > 0):
+                raise ValueError(f"{name} must be a number above 0, got {getattr(self, name)}")
+        for name in ("warmup", "weight_decay"):
+            if not (np.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise ValueError(f"{name} must be a number from 0, got {getattr(self, name)}")
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f"decay must be in [0, 1], got {self.decay}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
 
 
 def learning_rate(recipe: Recipe) -> optax.Schedule:
     """Warm up, stay, decay to zero: a run can be prolonged by resuming with more steps."""
-    warmup = min(recipe.warmup, max(recipe.steps // 2, 1))
+    warmup = max(min(recipe.warmup, recipe.steps // 2), 1)
     decay = max(int(recipe.decay * recipe.steps), 1)
     rate = recipe.learning_rate
     return optax.join_schedules(

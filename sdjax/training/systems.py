@@ -5,8 +5,9 @@ The run's folder holds a folder of each training, and in `model` what came of al
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sdjax.pipelines.models import BUNDLED
 from sdjax.pipelines.unclip_request import Settings
@@ -31,6 +32,7 @@ class System:
     parts: Mapping[str, str]  # trainings in their order, and their names in model.json's "training"
     make: Callable[[str, Recipe, Path], Task]  # (part, recipe, the run's folder) -> its training
     finish: Callable[[Path], None]  # writes `model` in the run's folder
+    starts: Mapping[str, str] = field(default_factory=dict)  # trainings that go on from others
 
 
 def model_of(out: Path, part: str) -> Path:
@@ -45,12 +47,23 @@ def _make_mini(part: str, recipe: Recipe, out: Path) -> Task:
 
 def _finish_mini(out: Path) -> None:
     """What latent diffusion's training wrote, under the run's own name, with the last decoder."""
-    components, described = open_model(model_of(out, "latent-diffusion"))
-    last, told = open_model(model_of(out, "latent-decoder"))
+    components, described = open_model(model_of(out, "latent-diffusion-2"))
+    first = _told(model_of(out, "latent-diffusion"))["latent-diffusion"]
+    last, decoder = open_model(model_of(out, "latent-decoder"))
     whole = {name: unflatten(leaves) for name, leaves in (components | last).items()}
-    training = {**described["training"], "latent-decoder": told["training"]}
+    training = described["training"]
+    training |= {
+        "latent-diffusion": first,
+        "latent-diffusion-2": training["latent-diffusion"],
+        "latent-decoder": decoder["training"],
+    }
     described |= {"name": out.resolve().name, "training": training}
     save_model(out / "model", whole, described, "source")
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """How the parts of a model were trained, as its folder says."""
+    return json.loads((folder / MODEL_FILE).read_text(encoding="utf-8"))["training"]
 
 
 def _make_dalle2(part: str, recipe: Recipe, out: Path) -> Task:
@@ -71,12 +84,13 @@ def _finish_dalle2(out: Path) -> None:
     )
 
 
-MINI_PARTS = ("clip", "autoencoder", "latent-diffusion", "latent-decoder")
+MINI_PARTS = ("clip", "autoencoder", "latent-diffusion", "latent-diffusion-2", "latent-decoder")
 SYSTEMS = {
     "mini": System(
         parts={name: name for name in MINI_PARTS},
         make=_make_mini,
         finish=_finish_mini,
+        starts={"latent-diffusion-2": "latent-diffusion"},
     ),
     "dalle2-mini": System(
         parts={
@@ -94,8 +108,8 @@ SYSTEMS = {
 
 def expected_hours(name: str) -> dict[str, float]:
     """Hours that each training of a bundled model took when the weights that ship were made."""
-    told = json.loads((BUNDLED / name / MODEL_FILE).read_text(encoding="utf-8"))["training"]
-    return {part: told[field]["hours"] for part, field in SYSTEMS[name].parts.items()}
+    told = _told(BUNDLED / name)
+    return {part: told[label]["hours"] for part, label in SYSTEMS[name].parts.items()}
 
 
 def train_system(
@@ -134,6 +148,8 @@ def train_system(
         say(f"{title}: about {hours[part]} hours")
         goes_on = part in begun
         recipe = open_run(out / part, resume=goes_on) or recipes[part]
+        if part in system.starts:
+            recipe = replace(recipe, start=str(model_of(out, system.starts[part])))
         task = system.make(part, recipe, out)
         train(task, recipe, out / part, resume=goes_on, save_every=save_every, quiet=quiet)
     system.finish(out)

@@ -45,6 +45,11 @@ def test_without_decay_the_rate_stays():
     ("changes", "words"),
     [
         ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be a number above 0, got nan"),
+        ({"clip_norm": 0.0}, "clip_norm must be a number above 0, got 0.0"),
+        ({"warmup": -1}, "warmup must be a number from 0, got -1"),
+        ({"weight_decay": float("inf")}, "weight_decay must be a number from 0, got inf"),
+        ({"decay": 3.0}, r"decay must be in \[0, 1\], got 3.0"),
         ({"batch": -1}, "batch must be at least 1, got -1"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1.0"),
         ({"ema": -0.1}, r"ema must be in \[0, 1\), got -0.1"),

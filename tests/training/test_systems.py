@@ -10,7 +10,7 @@ import toy_training as toy
 from sdjax.pipelines.load import load
 from sdjax.pipelines.models import BUNDLED
 from sdjax.training import systems
-from sdjax.training.loop import RECIPE_FILE
+from sdjax.training.loop import RECIPE_FILE, open_run
 from sdjax.training.parts import RECIPES
 from sdjax.training.systems import SYSTEMS, System, expected_hours, model_of, train_system
 from sdjax.weights.files import MODEL_FILE, load_model, save_model
@@ -43,14 +43,30 @@ def run(out, system, said=None, **options):
 def test_parts_are_trained_in_order_and_the_model_is_one(tmp_path):
     made, said = [], []
     model = run(tmp_path / "run", a_system(made), said)
-    assert made == ["clip", "autoencoder", "latent-diffusion", "latent-decoder"]
+    assert made == list(SYSTEMS["mini"].parts)
     assert model == tmp_path / "run" / "model" and (model / MODEL_FILE).exists()
-    assert said[0] == "mini: about 1.8 hours on two CPU cores, if none is done"
+    hours = expected_hours("mini")
+    assert (
+        said[0] == f"mini: about {sum(hours.values()):.1f} hours on two CPU cores, if none is done"
+    )
     assert said[1:] == [
-        "1 of 3, clip: about 0.19 hours",
-        "2 of 3, autoencoder: about 0.26 hours",
-        "3 of 3, latent-diffusion: about 1.33 hours",
+        f"{i} of 5, {part}: about {time} hours" for i, (part, time) in enumerate(hours.items(), 1)
     ]
+
+
+def test_what_goes_on_from_another_training_is_told_so(tmp_path):
+    starts = {}
+
+    def make(part, recipe, out):
+        starts[part] = recipe.start
+        return toy.make_task(recipe.steps)
+
+    system = replace(a_system([]), make=make, starts=SYSTEMS["mini"].starts)
+    run(tmp_path / "run", system)
+    before = str(model_of(tmp_path / "run", "latent-diffusion"))
+    assert starts == dict.fromkeys(SYSTEMS["mini"].parts) | {"latent-diffusion-2": before}
+    recipe = open_run(tmp_path / "run" / "latent-diffusion-2", resume=True)
+    assert recipe is not None and recipe.start == before
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
@@ -65,9 +81,9 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
     assert not (tmp_path / "run" / "model").exists()
     system = a_system(made, lambda part, step: steps.append((part, step)))
     run(tmp_path / "run", system, said, resume=True)
-    assert made == ["autoencoder", "latent-diffusion", "latent-decoder"]
+    assert made == list(SYSTEMS["mini"].parts)[1:]
     assert steps[0] == ("autoencoder", 4) and steps[2] == ("latent-diffusion", 0)
-    assert said[1] == "1 of 3, clip: done before"
+    assert said[1] == "1 of 5, clip: done before"
     assert (tmp_path / "run" / "model" / MODEL_FILE).exists()
 
 
@@ -94,20 +110,25 @@ def test_every_part_has_a_recipe_and_hours(name):
 
 
 def test_mini_is_what_its_last_trainings_wrote_under_the_name_of_the_run(tmp_path):
-    whole = model_of(tmp_path / "mine", "latent-diffusion")
-    whole.parent.mkdir(parents=True)
-    whole.symlink_to(BUNDLED / "mini")
+    for part in ("latent-diffusion", "latent-diffusion-2"):
+        whole = model_of(tmp_path / "mine", part)
+        whole.parent.mkdir(parents=True)
+        whole.symlink_to(BUNDLED / "mini")
     components, described = load_model(BUNDLED / "mini")
     better = jax.tree.map(lambda x: x + 1, components["autoencoder"])
     last = {"kind": "autoencoder", "config": described["config"]["autoencoder"]}
     last["training"] = {"steps": 3}
     folder = model_of(tmp_path / "mine", "latent-decoder")
+    folder.parent.mkdir()
     save_model(folder, {"autoencoder": better}, last, "float16")
     SYSTEMS["mini"].finish(tmp_path / "mine")
     pipe = load(tmp_path / "mine" / "model")
     assert pipe.name == "mine"
     training = load_model(tmp_path / "mine" / "model")[1]["training"]
-    assert training == {**described["training"], "latent-decoder": {"steps": 3}}
+    both = dict.fromkeys(
+        ("latent-diffusion", "latent-diffusion-2"), described["training"]["latent-diffusion"]
+    )
+    assert training == {**described["training"], **both, "latent-decoder": {"steps": 3}}
     for file in (BUNDLED / "mini").glob("*.safetensors"):
         source = folder if file.stem == "autoencoder" else BUNDLED / "mini"
         written = (tmp_path / "mine" / "model" / file.name).read_bytes()
