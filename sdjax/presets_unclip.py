@@ -64,6 +64,9 @@ CLIP_H_16 = Clip(
 
 # Not in the paper, and as in GLIDE: the vocabulary, the padding's embedding, learned variance of
 # the upsamplers, scale and shift by the time, residual blocks that resample, bilinear enlarging.
+# That image embeddings enter as unit vectors is ours. These networks can be built, counted and
+# compiled; the pipeline and the trainings take a decoder and priors that read CLIP's text, as the
+# mini's do.
 DALLE2_DECODER = Decoder(
     unet=UNet(
         in_channels=3,

@@ -84,6 +84,8 @@ def test_in_half_precision_its_codebook_is_not(pipe):
 def test_more_steps_than_the_schedule_has_are_refused(pipe):
     with pytest.raises(ValueError, match="prior_steps must be at most 1000, got 5000"):
         pipe("a red apple, 3d style", prior_steps=5000)
+    with pytest.raises(ValueError, match="prior_steps are of the diffusion prior"):
+        pipe("a red apple, 3d style", prior="ar", prior_steps=5)
 
 
 @pytest.mark.parametrize("prior", ["diffusion", "ar"])

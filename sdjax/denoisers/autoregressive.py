@@ -9,7 +9,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from sdjax import config
-from sdjax.denoisers.prior import Memory, causal_block, empty_memory, extend
+from sdjax.denoisers.prior import Memory, causal_block, check_text, empty_memory, extend
 from sdjax.nn.layers import layer_norm
 from sdjax.nn.transformer import LAYER_NORM_EPSILON
 from sdjax.shapes import Mask, Sequence, Vectors
@@ -18,9 +18,11 @@ from sdjax.shapes import Mask, Sequence, Vectors
 class AutoregressivePrior(nn.Module):
     """A causal transformer over [text, text embedding, dot product, codes] (section 2.2).
 
-    Where arXiv 2204.06125 is silent we choose: the text's hidden states are projected and stand in
-    the prefix, padding unseen; the dot product and the codes share one table of embeddings and one
-    output layer, and are told apart by their learned positions; blocks as in the diffusion prior.
+    Where arXiv 2204.06125 is silent we choose: the order of the prefix; the text's hidden states
+    are projected and stand in it, padding unseen; the text embedding is scaled to elements of about
+    1; the dot product and the codes share one table of embeddings and one output layer, and are
+    told apart by their learned positions; the dot product is predicted too, and counts in the loss
+    like any code; blocks as in the diffusion prior.
     """
 
     config: config.AutoregressivePrior
@@ -53,7 +55,7 @@ class AutoregressivePrior(nn.Module):
             tokens: buckets of the dot product and of all codes but the last.
         """
         x = jnp.concatenate(
-            [self._prefix(text_embedding, text), self.code_embedding(tokens)], axis=1
+            [self._prefix(text_embedding, text, mask), self.code_embedding(tokens)], axis=1
         )
         x = x + self.position_embedding.astype(self.dtype)
         seen = jnp.pad(mask, ((0, 0), (0, x.shape[1] - mask.shape[1])), constant_values=True)
@@ -66,7 +68,7 @@ class AutoregressivePrior(nn.Module):
     ) -> tuple[Float[Array, "batch buckets"], Memory]:
         """Logits of the dot product, and the memory of the prefix, with room for all codes."""
         memory = empty_memory(self.config, mask, self.dtype)
-        return self._extend(self._prefix(text_embedding, text), memory)
+        return self._extend(self._prefix(text_embedding, text, mask), memory)
 
     def step(
         self, token: Int[Array, " batch"], memory: Memory
@@ -74,7 +76,8 @@ class AutoregressivePrior(nn.Module):
         """Logits of the next code, told the last one; the cost is the same for each."""
         return self._extend(self.code_embedding(token[:, None]), memory)
 
-    def _prefix(self, text_embedding: Vectors, text: Sequence) -> Sequence:
+    def _prefix(self, text_embedding: Vectors, text: Sequence, mask: Mask) -> Sequence:
+        check_text(self.config, text, mask)
         # Elements of a unit vector are small; of the size of 1 they are heard from the start.
         embedding = self.text_embedding(self.config.embedding_dim**0.5 * text_embedding)
         return jnp.concatenate([self.text(text), embedding[:, None]], axis=1)

@@ -65,7 +65,7 @@ class DiffusionPrior(nn.Module):
         Args:
             noised: [batch, embedding_dim].
             time: in [0, train_steps).
-            text_embedding: the text's place in CLIP's space.
+            text_embedding: the text's place in CLIP's space, times the config's scale if any.
             text: CLIP's hidden states, or token ids, as the config says.
             mask: True where there is text; the first position must be.
         """
@@ -74,6 +74,7 @@ class DiffusionPrior(nn.Module):
     def begin(self, text_embedding: Vectors, text: Sequence | Tokens, mask: Mask) -> Memory:
         """What the text and its embedding leave for `step`."""
         c = self.config
+        check_text(c, text, mask)
         embedding = self.text_embedding(text_embedding)[:, None]
         x = jnp.concatenate([self.text(text), embedding], axis=1)
         memory = empty_memory(c, mask, self.dtype)
@@ -94,6 +95,20 @@ class DiffusionPrior(nn.Module):
 
 
 Prior = config.DiffusionPrior | config.AutoregressivePrior
+
+
+def check_text(model: Prior, text: Sequence | Tokens, mask: Mask) -> None:
+    """Refuse a text of another length or width than the prior was made for.
+
+    Raises:
+        ValueError: then; positions would be other ones than in training.
+    """
+    wanted = (model.text_tokens,) if model.text_dim is None else (model.text_tokens, model.text_dim)
+    if text.shape[1:] != wanted or mask.shape != text.shape[:2]:
+        raise ValueError(
+            f"this prior reads texts of {wanted} numbers each, got {text.shape[1:]} with a mask of "
+            f"{mask.shape[1:]}: use the tokenizer and the text tower that it was trained with"
+        )
 
 
 def causal_block(model: Prior, dtype: DTypeLike, layer: int) -> TransformerBlock:

@@ -88,10 +88,10 @@ DPM, DPM_PLUS, DEIS, UNIPC = (
 DPM_CODE = "LuChengTHU/dpm-solver"
 """The code of the authors of DPM-Solver, which has more than the papers: the first has single steps
 of eps alone, the second ends at order 2."""
-UNCLIP, OURS, CHURN = "arXiv 2204.06125", "ours", "churn"
+OURS, CHURN, KARLO = "ours", "churn", "diffusers' Karlo"
 _alpha_space = partial(Sampler, convention="ddim", calls=1)
 _ddpm = partial(_alpha_space, order=None, end="data", exact=True)
-_unclip = partial(_ddpm, source=UNCLIP, spacing="linspace")
+_unclip = partial(_ddpm, source=KARLO, spacing="linspace")
 _sigma_space = partial(Sampler, convention="sigma")
 _log_snr = partial(Sampler, convention="multistep", calls=1)
 _DPM = {"m": solvers.dpm_multistep, "s": solvers.dpm_singlestep}

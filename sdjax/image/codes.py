@@ -122,6 +122,6 @@ def draw_dot(keys: Keys, buckets: int) -> Int[Array, " batch"]:
     """A bucket of the dot product for each image, from the top half: images that fit their text.
 
     The paper found the half best, of halves, 30%, 15% and 5% (percentiles 50, 70, 85 and 95).
-    Equally many embeddings are in each bucket, so the draw is even.
+    Equally many embeddings are in each bucket, with their plain captions, so the draw is even.
     """
     return jax.vmap(lambda key: jax.random.randint(key, (), buckets // 2, buckets))(keys)

@@ -18,7 +18,8 @@ from sdjax.shapes import Images
 
 Picture = Float[Array, "height width channels"]
 
-# BSRGAN's ranges are of photographs and several times as wide: these fit pictures of 32 pixels.
+# BSRGAN's ranges are of photographs and several times as wide: these fit pictures of 32 pixels, and
+# are too gentle for DALL-E 2's own upsampler of 256 pixels.
 BLUR_SIZE = 5  # pixels of the kernel
 DEVIATIONS = (0.1, 0.8)  # pixels of a blur, along both of its axes
 RESAMPLED = (0.5, 0.625, 0.75, 0.875)  # of the side, before it is brought back

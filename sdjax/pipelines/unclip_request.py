@@ -22,7 +22,9 @@ IN_RANGE = Limits(clip=1.0)
 class Settings:
     """How pictures are drawn.
 
-    The defaults are the paper's: steps of table 3 (arXiv 2204.06125), guidance of section 5.
+    The numbers of steps are those of table 3 of the paper (arXiv 2204.06125), the guidance that of
+    its FID runs. Which times the steps are at is ours, and Karlo's for the decoder: the paper chose
+    the upsamplers' by hand, and does not tell them.
     """
 
     prior: str = "diffusion"  # what makes an image embedding of a text
@@ -60,6 +62,8 @@ class Settings:
             most = system.prior.schedule.train_steps
             if self.prior_steps > most:
                 raise ValueError(f"prior_steps must be at most {most}, got {self.prior_steps}")
+        if self.prior == "ar" and self.prior_steps is not None:
+            raise ValueError("prior_steps are of the diffusion prior: leave them out, or prior")
         if not isinstance(self.upsampler_steps, tuple):
             raise ValueError(
                 f"upsampler_steps must be a list, a number for each upsampler, got "

@@ -75,3 +75,16 @@ def test_token_ids_through_a_table_of_its_own():
 def test_a_config_that_cannot_be_is_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         replace(MODEL, **changes)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text._replace(states=text.states[:, :3], mask=text.mask[:, :3]),
+        lambda text: text._replace(states=text.states[..., :2]),
+        lambda text: text._replace(mask=text.mask[:, :3]),
+    ],
+)
+def test_texts_of_other_sizes_are_refused(change):
+    with pytest.raises(ValueError, match="this prior reads texts of .*use the tokenizer"):
+        run(change(priors.text()))

@@ -11,6 +11,7 @@ import tiny_models as tiny
 import tiny_unclip
 
 from sdjax import config, load, load_clip
+from sdjax.pipelines.models import BUNDLED
 from sdjax.pipelines.unclip import Unclip
 from sdjax.pipelines.unclip_request import Settings
 from sdjax.training.assemble import assemble
@@ -37,6 +38,7 @@ PRIOR = config.DiffusionPrior(
     text_dim=MINI.text.dim,
     scale=4.0,
 )
+VOCABULARY = json.loads((BUNDLED / "mini" / "model.json").read_text())["vocabulary"]
 SETTINGS = Settings(prior="diffusion", steps=4, upsampler_steps=(2, 3))
 
 
@@ -62,11 +64,11 @@ def parts(tmp_path_factory):
     return found
 
 
-def put_together(parts, folder):
+def put_together(parts, folder, clip="mini"):
     assemble(
         folder,
         "tiny",
-        "mini",
+        clip,
         parts["decoder"],
         [parts["upsampler_0"], parts["upsampler_1"]],
         parts["prior"],
@@ -104,6 +106,21 @@ def test_clip_is_that_of_the_bundled_model_and_not_stored_again(whole):
     np.testing.assert_array_equal(load(whole).embed(pictures), mini.image_embeddings(pictures))
 
 
+def test_a_clip_of_ones_own_is_stored_with_the_parts(parts, tmp_path):
+    mini = load_clip("mini")
+    described = {"kind": "clip", "config": to_json(MINI), "vocabulary": list(VOCABULARY)}
+    described |= {"image_mean": mini.image_mean, "image_std": mini.image_std, "training": {}}
+    save_model(tmp_path / "clip", {"clip": mini.params}, described, "float16")
+    put_together(parts, tmp_path / "whole", tmp_path / "clip")
+    assert "shared" not in json.loads((tmp_path / "whole" / "model.json").read_text())
+    found = load_clip(tmp_path / "whole")
+    assert found.fingerprint == mini.fingerprint
+    pictures = np.zeros((1, 64, 64, 3), np.uint8)
+    np.testing.assert_array_equal(
+        load(tmp_path / "whole").embed(pictures), mini.image_embeddings(pictures)
+    )
+
+
 def test_what_was_trained_is_told(whole):
     described = json.loads((whole / "model.json").read_text())
     assert described["training"] == {
@@ -136,7 +153,7 @@ def test_parts_in_the_wrong_place_are_refused(parts, tmp_path):
     turned = {**parts, "upsampler_0": parts["upsampler_1"]}
     with pytest.raises(ValueError, match="reads 8 pixels, is given 4"):
         put_together(turned, tmp_path / "whole")
-    with pytest.raises(ValueError, match="no bundled model 'maxi'"):
+    with pytest.raises(FileNotFoundError, match="no model 'maxi'"):
         assemble(tmp_path / "whole", "x", "maxi", parts["decoder"], settings=SETTINGS)
     other = shutil.copytree(parts["prior"], tmp_path / "other")
     described = json.loads((other / "model.json").read_text())
