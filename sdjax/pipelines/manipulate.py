@@ -11,7 +11,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
-from PIL import Image
 
 from sdjax.diffusion.inpainting import inpainting_plan, shrink_known
 from sdjax.diffusion.inversion import reconstruction_plan
@@ -29,6 +28,7 @@ from sdjax.pipelines.unclip_request import (
     check_guidance,
     check_texts,
     each_seed,
+    known_pixels,
 )
 from sdjax.pipelines.unclip_stages import Given
 
@@ -288,21 +288,8 @@ def inpaint(
             raise ValueError(
                 f"{name} is nothing for inpainting, whose sampler is DDPM: leave it out"
             )
-    image, hole = read_picture(picture), np.asarray(hole)
-    if hole.dtype != bool:
-        raise ValueError(
-            f"the hole must be of True and False, got {hole.dtype}: compare, mask > 127"
-        )
-    if hole.shape != (image.height, image.width):
-        raise ValueError(
-            f"the hole is {hole.shape}, the picture {(image.height, image.width)}: they must agree"
-        )
     size = pipe.sizes[-1]
-    missing = square(Image.fromarray(hole.astype(np.uint8) * 255).convert("RGB"), size)[..., 0] > 0
-    if missing.all() or not missing.any():
-        raise ValueError(
-            "the hole must be a part of the picture's middle square, neither all of it nor nothing"
-        )
+    known = known_pixels(np.asarray(hole), read_picture(picture), size)
     settings, seeds = pipe.complete(**options), each_seed(seed, 1, n)
     pipe.check([prompt], settings)
     schedules, steps = pipe.schedules, (settings.steps, *settings.upsampler_steps)
@@ -310,7 +297,6 @@ def inpaint(
         inpainting_plan(schedule, count, repeats if stage == 0 else 1, jump, CALL_LIMITS, IN_RANGE)
         for stage, (schedule, count) in enumerate(zip(schedules, steps, strict=True))
     ]
-    known = 1 - missing.astype(np.float32)
     given = [
         begin._replace(
             image=jnp.broadcast_to(image, begin.image.shape),

@@ -5,11 +5,13 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
+from PIL import Image
 
 from sdjax import config
 from sdjax.diffusion.limits import Limits
 from sdjax.diffusion.samplers import Plan, find_sampler, sampling_plan
+from sdjax.image.preprocess import square
 from sdjax.pipelines.request import CALL_LIMITS
 
 PRIORS = ("diffusion", "ar")
@@ -177,3 +179,27 @@ def each_seed(seed: Any, rows: int, n: int = 1) -> Int[np.ndarray, " batch"]:
     if first.min() < 0 or first.max() > 2**31 - n:
         raise ValueError(f"seed must be between 0 and {2**31 - n}, got {seed}")
     return np.add.outer(first, np.arange(n)).reshape(-1).astype(np.int32)
+
+
+def known_pixels(
+    hole: Bool[np.ndarray, "rows columns"], picture: Image.Image, size: int
+) -> Float[np.ndarray, "{size} {size}"]:
+    """1 where the picture's middle square, in size x size pixels, is known, and 0 in the hole.
+
+    Raises:
+        ValueError: for a hole of another size or type, or that is all or nothing of the square.
+    """
+    if hole.dtype != bool:
+        raise ValueError(
+            f"the hole must be of True and False, got {hole.dtype}: compare, mask > 127"
+        )
+    shape = (picture.height, picture.width)
+    if hole.shape != shape:
+        raise ValueError(f"the hole is {hole.shape}, the picture {shape}: they must agree")
+    pixels = Image.fromarray(hole.astype(np.uint8) * 255).convert("RGB")
+    missing = square(pixels, size)[..., 0] > 0
+    if missing.all() or not missing.any():
+        raise ValueError(
+            "the hole must be a part of the picture's middle square, neither all of it nor nothing"
+        )
+    return 1 - missing.astype(np.float32)
