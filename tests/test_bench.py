@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from sdjax.weights.layouts import component_shapes
 HONEST = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import jax
 from sdjax import presets
@@ -40,6 +42,7 @@ def output():
 CONSTANT = """
 import json, sys
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 
 def load(folder, dtype, options):
@@ -264,3 +267,23 @@ def test_the_worker_and_its_setup_agree_with_the_package():
     here = Path(setup.__file__).parent
     assert (here / peers.WORKER).is_file()
     assert all((here / f"{side}.py").is_file() for side in worker.SIDES.values())
+
+
+def test_who_is_first_alternates():
+    order = []
+
+    class Ours:
+        def run(self, calls):
+            order.append("sdjax")
+            return 2.0
+
+    class Peer:
+        def ask(self, what, **_):
+            order.extend(["peer"] if what == "run" else [])
+            return {"seconds": 4.0}
+
+    rival = SimpleNamespace(peer=Peer(), result={})
+    mine = run._in_turn(Ours(), [rival], pairs=3, calls=2)  # pyright: ignore[reportArgumentType]
+    assert order == ["sdjax", "peer", "peer", "sdjax", "sdjax", "peer"]
+    assert rival.result["sdjax_seconds"] == mine == [1.0] * 3
+    assert rival.result["seconds"] == [2.0] * 3

@@ -247,7 +247,10 @@ def _products(plan: Plan, rivals: Sequence[Rival]) -> dict[str, float]:
 
 
 def _in_turn(ours: Ours, rivals: Sequence[Rival], pairs: int, calls: int) -> list[float]:
-    """Ours, theirs, ours, theirs, ...: each peer is compared with the calls of ours beside it."""
+    """Ours, theirs, theirs, ours, ...: each peer is compared with the call of ours beside it.
+
+    Who is first alternates, so that a machine that grows slower or faster favours neither.
+    """
     forget_peak_memory()
     for rival in rivals:
         rival.peer.ask("forget")
@@ -256,9 +259,13 @@ def _in_turn(ours: Ours, rivals: Sequence[Rival], pairs: int, calls: int) -> lis
     for i in range(pairs):
         _say(f"pair {i + 1} of {pairs} ...")
         for rival in rivals:
-            mine.append(ours.run(calls) / calls)
+            for who in ("sdjax", "peer") if i % 2 == 0 else ("peer", "sdjax"):
+                if who == "sdjax":
+                    mine.append(ours.run(calls) / calls)
+                else:
+                    seconds = rival.peer.ask("run", calls=calls)["seconds"] / calls
+                    rival.result["seconds"].append(seconds)
             rival.result["sdjax_seconds"].append(mine[-1])
-            rival.result["seconds"].append(rival.peer.ask("run", calls=calls)["seconds"] / calls)
         if not rivals:
             mine.append(ours.run(calls) / calls)
     return mine
