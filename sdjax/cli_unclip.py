@@ -36,6 +36,7 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     one.add_argument("last", type=Path, help="another")
     one.add_argument("-n", type=int, default=8, help="pictures, both ends included (8)")
     one.add_argument("--fixed-noise", action="store_true", help="keep the noise of the first")
+    _add_inverting(one, guided=False)
 
     one = _command(commands, "textdiff", _textdiff, "change a picture as a text changes")
     one.add_argument("picture", type=Path)
@@ -43,12 +44,14 @@ def add_commands(commands: argparse._SubParsersAction) -> None:
     one.add_argument("--to", dest="there", required=True, help="what it should show")
     one.add_argument("-n", type=int, default=6, help="pictures, the first unchanged (6)")
     one.add_argument("--theta", type=float, help="how far the last goes, above 0 to 1 (0.5)")
+    _add_inverting(one)
 
     one = _command(commands, "variations", _variations, "pictures of which CLIP sees the same")
     one.add_argument("picture", type=Path)
     one.add_argument("-n", type=int, default=8, help="pictures (8)")
     one.add_argument("--eta", type=float, default=1.0, help="noise, 0 (the picture) to 1 (1)")
     one.add_argument("--seed", type=int, default=0, help="of the first (0)")
+    _add_inverting(one)
 
     one = _command(commands, "mix", _mix, "pictures of several things at once")
     one.add_argument(
@@ -149,12 +152,29 @@ def _command(
 def _add_drawing(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-n", type=int, default=4, help="pictures (4)")
     parser.add_argument("--seed", type=int, default=0, help="of the first (0)")
+    parser.add_argument("--prior", choices=("diffusion", "ar"), help="(the model's own)")
+    parser.add_argument("--steps", type=int, help="of the decoder (the model's own)")
+    parser.add_argument("--guidance", type=float, help="of the decoder (the model's own)")
+
+
+def _add_inverting(parser: argparse.ArgumentParser, guided: bool = True) -> None:
+    parser.add_argument("--steps", type=int, help="of DDIM in each stage, there and back (33)")
+    if guided:
+        parser.add_argument("--guidance", type=float, help="of the decoder, by the embedding (1)")
+
+
+def _given(args: argparse.Namespace) -> dict[str, Any]:
+    """What was said of how to draw; the rest is the function's or the model's own."""
+    told = {name: getattr(args, name, None) for name in ("prior", "steps", "guidance")}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _interpolate(pipe: "Unclip", args: argparse.Namespace) -> "Images":
     from sdjax.pipelines.manipulate import interpolate
 
-    return interpolate(pipe, args.first, args.last, args.n, fixed_noise=args.fixed_noise)
+    return interpolate(
+        pipe, args.first, args.last, args.n, fixed_noise=args.fixed_noise, **_given(args)
+    )
 
 
 def _textdiff(pipe: "Unclip", args: argparse.Namespace) -> "Images":
@@ -164,20 +184,20 @@ def _textdiff(pipe: "Unclip", args: argparse.Namespace) -> "Images":
         raise ValueError(f"-n must be at least 2, as the first is unchanged, got {args.n}")
     most = MOST_THETA if args.theta is None else args.theta
     thetas = [most * i / (args.n - 1) for i in range(args.n)]
-    return textdiff(pipe, args.picture, args.here, args.there, thetas)
+    return textdiff(pipe, args.picture, args.here, args.there, thetas, **_given(args))
 
 
 def _variations(pipe: "Unclip", args: argparse.Namespace) -> "Images":
     from sdjax.pipelines.manipulate import variations
 
-    return variations(pipe, args.picture, args.n, eta=args.eta, seed=args.seed)
+    return variations(pipe, args.picture, args.n, eta=args.eta, seed=args.seed, **_given(args))
 
 
 def _mix(pipe: "Unclip", args: argparse.Namespace) -> "Images":
     from sdjax.pipelines.manipulate import mix
 
     parts = [Path(part) if is_image(part) else part for part in args.parts]
-    return mix(pipe, parts, args.weights, n=args.n, seed=args.seed)
+    return mix(pipe, parts, args.weights, n=args.n, seed=args.seed, **_given(args))
 
 
 def _inpaint(pipe: "Unclip", args: argparse.Namespace) -> "Images":
@@ -187,10 +207,12 @@ def _inpaint(pipe: "Unclip", args: argparse.Namespace) -> "Images":
     from sdjax.pipelines.manipulate import inpaint
 
     hole = np.asarray(read_picture(args.mask).convert("L")) > 127
-    return inpaint(pipe, args.picture, hole, args.prompt, n=args.n, seed=args.seed)
+    return inpaint(pipe, args.picture, hole, args.prompt, n=args.n, seed=args.seed, **_given(args))
 
 
 def _outpaint(pipe: "Unclip", args: argparse.Namespace) -> "Images":
     from sdjax.pipelines.manipulate import outpaint
 
-    return outpaint(pipe, args.picture, args.prompt, args.pixels, n=args.n, seed=args.seed)
+    return outpaint(
+        pipe, args.picture, args.prompt, args.pixels, n=args.n, seed=args.seed, **_given(args)
+    )

@@ -100,6 +100,24 @@ def test_inpaint_and_outpaint(asked):
     assert asked[-1][1][2] == 3
 
 
+def test_how_it_is_drawn_can_be_said(asked):
+    drawing = ["--prior", "ar", "--steps", "7", "--guidance", "1.5"]
+    for command in (
+        ["mix", "a cat", "a dog"],
+        ["inpaint", "a.png", "a cat", "--mask", "mask.png"],
+        ["outpaint", "a.png", "a cat"],
+    ):
+        assert main([*command, *drawing]) == 0
+        told = {"n": 4, "seed": 0, "prior": "ar", "steps": 7, "guidance": 1.5}
+        assert asked[-1][2] == told
+    assert main(["variations", "a.png", *drawing[2:]]) == 0
+    assert asked[-1][2] == {"eta": 1.0, "seed": 0, "steps": 7, "guidance": 1.5}
+    assert main(["textdiff", "a.png", "--from", "a cat", "--to", "a dog", *drawing[2:]]) == 0
+    assert asked[-1][2] == {"steps": 7, "guidance": 1.5}
+    assert main(["interpolate", "a.png", "b.png", *drawing[2:4]]) == 0
+    assert asked[-1][2] == {"fixed_noise": False, "steps": 7}
+
+
 def test_imagine_redraws_an_image(asked):
     command = ["imagine", "a cat", "--model", "tiny", "--image", "a.png", "-n", "1"]
     assert main([*command, "--strength", "0.5", "--prior", "ar", "--best-of", "3"]) == 0
