@@ -69,8 +69,9 @@ def pixel_retrieval(
 ) -> float:
     """Share of pictures nearest, in pixels after small shifts, to their concept in *other* styles.
 
-    A judge that shares nothing with the model: mean squared difference at 32 x 32 pixels to the
-    real pictures of each candidate in all styles but the one asked for, the least over shifts.
+    A judge without a network, which a copier of those pictures would please: mean squared
+    difference at 32 x 32 pixels to the real pictures of each candidate in all styles but the one
+    asked for, the least over shifts.
     """
     known = {(c, s): halve(x) for c, s, x in zip(*_columns(reference), strict=True)}
     right = 0

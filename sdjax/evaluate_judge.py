@@ -1,7 +1,8 @@
-"""A judge that shares nothing with the generators: a classifier trained on real drawings only.
+"""A judge that steers no generator: a classifier trained on real drawings only.
 
 The bundled CLIP steers the models and is therefore no neutral judge of them. This one has seen
-neither the held-out drawings nor any picture that a model drew, and no model has seen it.
+neither the held-out drawings nor any picture that a model drew, and no model has seen it. It
+learned from the generators' own training drawings, and two more sets.
 """
 
 import os
