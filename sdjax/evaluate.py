@@ -5,20 +5,28 @@ styles, the style from other concepts.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from sdjax import presets
 from sdjax.data import emoji
 from sdjax.evaluate_composition import composition_figures
+from sdjax.evaluate_figures import (
+    Pictures,
+    compared,
+    fit_style_probe,
+    frechet_distance,
+    probe_accuracy,
+    psnr,
+)
 from sdjax.evaluate_judge import Judge, judged_hits, judged_styles, load_judge, styles_named
 from sdjax.image.autoencoder import Autoencoder
+from sdjax.image.judge import Verdict
 from sdjax.image.preprocess import to_float
 from sdjax.nn.functional import apply
 from sdjax.pipelines.clip import Clip, in_batches, load_clip
@@ -30,11 +38,10 @@ CANDIDATES = 50
 """Concepts that a judge chooses among, the right one included."""
 SHIFT = 2
 """Pixels (at half resolution) by which the pixel judge may move a picture."""
+SEEN = 100
+"""Captions of training that are asked for, beside those held out."""
 CHUNK = 50
 """Pictures handled at once, so that everything compiles once."""
-
-Pictures = UInt8[np.ndarray, "images height width 3"]
-Features = Float[np.ndarray, "images dim"]
 
 
 def draw_candidates(concepts: Sequence[str], pool: Sequence[str], seed: int) -> list[list[str]]:
@@ -110,43 +117,6 @@ def shifted(picture: np.ndarray) -> np.ndarray:
     return np.stack([padded[y : y + height, x : x + width] for y in steps for x in steps])
 
 
-def fit_style_probe(features: Features, styles: Sequence[str], words: Sequence[str]) -> np.ndarray:
-    """Ridge regression from features (and a constant) to one-hot styles: [dim + 1, styles]."""
-    wanted = np.array([[style == word for word in words] for style in styles], np.float64)
-    x = np.concatenate([features, np.ones((len(features), 1))], axis=1)
-    return np.linalg.solve(x.T @ x + 1e-3 * np.eye(x.shape[1]), x.T @ wanted)
-
-
-def probe_accuracy(
-    probe: np.ndarray, features: Features, styles: Sequence[str], words: Sequence[str]
-) -> float:
-    """Share of pictures whose style the probe names."""
-    x = np.concatenate([features, np.ones((len(features), 1))], axis=1)
-    named = [words[i] for i in (x @ probe).argmax(1)]
-    return float(np.mean([a == b for a, b in zip(named, styles, strict=True)]))
-
-
-def frechet_distance(a: Features, b: Features) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) (Heusel et al. 2017, arXiv 1706.08500).
-
-    Biased upwards for few pictures: compare only figures of equally many.
-    """
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    cov_a, cov_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
-    values, vectors = np.linalg.eigh(cov_a)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    # The eigenvalues of root cov_b root are those of cov_a cov_b, and it is symmetric.
-    cross = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ cov_b @ root), 0)).sum()
-    gap = ((a.mean(0) - b.mean(0)) ** 2).sum()
-    return float(gap + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
-
-
-def psnr(a: Pictures, b: Pictures) -> Float[np.ndarray, " images"]:
-    """10 log10(255^2 / mean squared error) of each picture, in dB."""
-    error = ((a.astype(np.float32) - b.astype(np.float32)) ** 2).mean((1, 2, 3))
-    return 10 * np.log10(255.0**2 / np.maximum(error, 1e-3))
-
-
 def reconstruct(pipe: Pipeline, pictures: Pictures) -> Pictures:
     """Through the autoencoder and back, by the mean of the posterior."""
     network = Autoencoder(pipe.config.autoencoder)
@@ -173,19 +143,6 @@ def generate(
         images = pipe(full, seed=seeds, **settings)
         rows.append(np.stack([np.asarray(image) for image in images])[: len(chunk)])
     return np.concatenate(rows)
-
-
-def compared(values: Sequence[float], digits: int = 3) -> dict[str, float]:
-    """A figure of pictures that were drawn, that of real ones, and the one by the other.
-
-    A third value is that of copies.
-    """
-    generated, real, *copied = values
-    ratio = round(generated / real, 3) if real else float(generated > 0)
-    found = {"generated": round(generated, digits), "real": round(real, digits), "ratio": ratio}
-    if copied:
-        found["copied"] = round(copied[0], digits)
-    return found
 
 
 def copies(data: emoji.EmojiSet, concepts: Sequence[str], styles: Sequence[str]) -> Pictures:
@@ -243,6 +200,7 @@ def evaluate(
 
     "real" is the same figure for the real held-out pictures: the judge's own ceiling. "ratio" is
     the one divided by the other. "copied" is that of drawings in other styles (see `copies`).
+    "seen" has the judge's figures for `SEEN` captions of training.
 
     Raises:
         ValueError: if fewer than `count` held-out captions exist, or the model has no CLIP.
@@ -276,6 +234,7 @@ def evaluate(
         "retrieval_pixels": compared(pixel_hits),
         **_clip_figures(judge, pictures, other, styles, words),
         **judge_figures(neutral, pictures, other, styles, words, candidates),
+        "seen": _seen_figures(draw, neutral, words, pool, seed),
         "composition": composition_figures(
             draw, neutral, words, lambda concepts: draw_candidates(concepts, pool, seed)
         ),
@@ -346,14 +305,42 @@ def judge_figures(
         candidates: concepts to choose among, the right one first.
     """
     verdicts = [judge.read(x) for x in pictures]
+    drawn, real, *_ = (np.asarray(x.features) for x in verdicts)
+    distances = [frechet_distance(x, real) for x in (drawn, np.asarray(judge.read(other).features))]
+    found = _judged(judge, verdicts, styles, words, candidates)
+    return found | {"frechet_judge": compared(distances, digits=4)}
+
+
+def _seen_figures(
+    draw: Callable[[Sequence[str]], Pictures],
+    judge: Judge,
+    words: Sequence[str],
+    pool: Sequence[str],
+    seed: int,
+) -> dict[str, Any]:
+    """The judge's figures for captions that training saw; it saw their drawings, too."""
+    train = emoji.load("train", words)
+    rows = np.random.default_rng(seed).permutation(len(train))[:SEEN]
+    concepts, styles = ([column[i] for i in rows] for column in (train.concepts, train.styles))
+    pictures = draw([train.captions()[i] for i in rows]), train.images[rows]
+    verdicts = [judge.read(x) for x in pictures]
+    candidates = draw_candidates(concepts, pool, seed)
+    return {"captions": SEEN} | _judged(judge, verdicts, styles, words, candidates)
+
+
+def _judged(
+    judge: Judge,
+    verdicts: Sequence[Verdict],
+    styles: Sequence[str],
+    words: Sequence[str],
+    candidates: list[list[str]],
+) -> dict[str, Any]:
+    """Thing, style, and both of one picture."""
     hits = [judged_hits(judge, x, candidates) for x in verdicts]
     named = [np.array(judged_styles(judge, x, words)) == np.array(styles) for x in verdicts]
     both = [a & b for a, b in zip(hits, named, strict=True)]
-    drawn, real, *_ = (np.asarray(x.features) for x in verdicts)
-    distances = [frechet_distance(x, real) for x in (drawn, np.asarray(judge.read(other).features))]
     shares = {"retrieval_judge": hits, "style_judge": named, "both_judge": both}
-    found = {name: compared([float(x.mean()) for x in row]) for name, row in shares.items()}
-    return found | {"frechet_judge": compared(distances, digits=4)}
+    return {name: compared([float(x.mean()) for x in row]) for name, row in shares.items()}
 
 
 def other_pictures(

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from sdjax.data import emoji
-from sdjax.evaluate import CHUNK, Pictures, clip_retrieval, psnr
+from sdjax.evaluate import CHUNK, clip_retrieval
+from sdjax.evaluate_figures import Pictures, psnr
 from sdjax.evaluate_prior import evaluate_prior
 from sdjax.image.preprocess import to_pixels
 from sdjax.pipelines.clip import Clip

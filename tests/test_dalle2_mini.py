@@ -11,7 +11,7 @@ import pytest
 import sdjax
 from sdjax import presets
 from sdjax.data import emoji
-from sdjax.evaluate import psnr
+from sdjax.evaluate_figures import psnr
 from sdjax.image.preprocess import to_pixels
 from sdjax.pipelines.manipulate import interpolate, reconstruct
 from sdjax.pipelines.models import BUNDLED

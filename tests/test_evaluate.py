@@ -7,6 +7,7 @@ import pytest
 import tiny_pipeline
 
 from sdjax import evaluate
+from sdjax import evaluate_figures as figures
 from sdjax.data import emoji
 from sdjax.pipelines.clip import Clip
 
@@ -31,15 +32,15 @@ def random_covariance(dim):
 
 def test_the_distance_of_a_set_to_itself_is_zero():
     x = sample(np.ones(4), random_covariance(4))
-    assert evaluate.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
-    assert evaluate.frechet_distance(x, x[::-1]) == pytest.approx(0, abs=1e-9)
+    assert figures.frechet_distance(x, x) == pytest.approx(0, abs=1e-9)
+    assert figures.frechet_distance(x, x[::-1]) == pytest.approx(0, abs=1e-9)
 
 
 def test_the_distance_of_gaussians_along_the_axes_by_hand():
     # |m_a - m_b|^2 + sum (std_a - std_b)^2 = 9 + 16 + 1 + 4.
     a = sample([0.0, 0.0], np.diag([1.0, 9.0]))
     b = sample([3.0, 4.0], np.diag([4.0, 25.0]))
-    assert evaluate.frechet_distance(a, b) == pytest.approx(30, rel=1e-9)
+    assert figures.frechet_distance(a, b) == pytest.approx(30, rel=1e-9)
 
 
 def test_the_distance_of_any_gaussians():
@@ -48,15 +49,15 @@ def test_the_distance_of_any_gaussians():
     a, b = sample(np.zeros(5), cov_a), sample(mean, cov_b)
     cross = np.sqrt(np.linalg.eigvals(cov_a @ cov_b).real).sum()
     expected = mean @ mean + np.trace(cov_a) + np.trace(cov_b) - 2 * cross
-    assert evaluate.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
-    assert evaluate.frechet_distance(b, a) == pytest.approx(expected, rel=1e-8)
+    assert figures.frechet_distance(a, b) == pytest.approx(expected, rel=1e-8)
+    assert figures.frechet_distance(b, a) == pytest.approx(expected, rel=1e-8)
 
 
 def test_the_distance_bears_features_of_no_spread():
     flat = sample([0.0, 0.0], np.diag([1.0, 1.0]))
     flat[:, 1] = 2.0
     moved = flat + [3.0, 0.0]
-    assert evaluate.frechet_distance(flat, moved) == pytest.approx(9, rel=1e-9)
+    assert figures.frechet_distance(flat, moved) == pytest.approx(9, rel=1e-9)
 
 
 # Pixels
@@ -66,10 +67,10 @@ def test_psnr_by_hand():
     a = np.full((3, 4, 4, 3), 100, np.uint8)
     b = a + np.array([10, 255 - 100, 0], np.uint8)[:, None, None, None]
     expected = [10 * np.log10(255**2 / 10**2), 10 * np.log10(255**2 / 155**2)]
-    found = evaluate.psnr(a, b)
+    found = figures.psnr(a, b)
     np.testing.assert_allclose(found[:2], expected, rtol=1e-6)
     assert found[2] > 60  # equal pictures: large, but a number
-    np.testing.assert_array_equal(evaluate.psnr(b, a), found)
+    np.testing.assert_array_equal(figures.psnr(b, a), found)
 
 
 def test_half_size_is_the_mean_of_four():
@@ -100,9 +101,9 @@ def test_the_probe_names_what_can_be_told_and_no_more():
     noise = RNG.normal(size=(150, 6))
     told = noise + 20 * np.eye(6)[np.arange(150) % 3]
     for features, least, most in [(told, 1.0, 1.0), (noise, 0.0, 0.7)]:
-        probe = evaluate.fit_style_probe(features[:120], styles[:120], words)
+        probe = figures.fit_style_probe(features[:120], styles[:120], words)
         assert probe.shape == (7, 3)
-        share = evaluate.probe_accuracy(probe, features[120:], styles[120:], words)
+        share = figures.probe_accuracy(probe, features[120:], styles[120:], words)
         assert least <= share <= most
 
 
@@ -132,8 +133,8 @@ def test_other_pictures_are_of_other_things_in_the_same_styles():
 
 
 def test_figures_beside_each_other():
-    assert evaluate.compared([0.5, 0.8]) == {"generated": 0.5, "real": 0.8, "ratio": 0.625}
-    assert evaluate.compared([0.5, 0.0, 0.12345])["copied"] == 0.123
+    assert figures.compared([0.5, 0.8]) == {"generated": 0.5, "real": 0.8, "ratio": 0.625}
+    assert figures.compared([0.5, 0.0, 0.12345])["copied"] == 0.123
 
 
 # Retrieval

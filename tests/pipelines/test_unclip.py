@@ -12,7 +12,7 @@ import tiny_unclip
 from PIL import Image
 
 from sdjax import config
-from sdjax.evaluate import psnr
+from sdjax.evaluate_figures import psnr
 from sdjax.pipelines import manipulate
 from sdjax.pipelines.images import RECIPE, Images, read_recipe, save_png
 from sdjax.pipelines.unclip_request import Settings, check_count, each_seed
