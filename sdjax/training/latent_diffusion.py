@@ -63,7 +63,7 @@ def latent_diffusion_task(
     shown = [data.captions()[i] for i in stream(len(data.images), 16, 0, seed=99)]
 
     def init(key: jax.Array) -> Params:
-        vector = None if model.vector_dim is None else pooled[:1]
+        vector = None if model.vector_dim is None else jnp.asarray(pooled[:1])
         x, context = jnp.asarray(means[:1], jnp.float32), jnp.asarray(hidden[:1], jnp.float32)
         return init_params(UNet(model), key, x, jnp.zeros(1), context, vector)
 
