@@ -27,16 +27,22 @@ RECIPES = {
     "autoencoder": Recipe(steps=4000, batch=8, learning_rate=1e-3, weight_decay=0.0),
     "latent-diffusion": Recipe(steps=7700, batch=48, learning_rate=1.2e-3),
     "latent-diffusion-2": Recipe(
-        steps=9000, batch=48, learning_rate=1e-3, warmup=100, decay=0.5, seed=7
+        steps=7300, batch=48, learning_rate=1e-3, warmup=100, decay=0.5, seed=7
     ),
     "latent-decoder": Recipe(
-        steps=7000, batch=16, learning_rate=8e-4, warmup=100, decay=0.6, weight_decay=0.0
+        steps=6300,
+        batch=16,
+        learning_rate=8e-4,
+        warmup=100,
+        decay=0.6,
+        weight_decay=0.0,
+        seed=3,
     ),
     "prior-diffusion": Recipe(steps=3000, batch=64, learning_rate=2e-3, ema=0.995),
     "decoder": Recipe(steps=4900, batch=64, learning_rate=1.2e-3),
     "upsampler-1": Recipe(steps=1500, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
     "upsampler-2": Recipe(steps=2000, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
-    "prior-ar": Recipe(steps=2000, batch=64, learning_rate=2e-3, ema=0.995),
+    "prior-ar": Recipe(steps=6000, batch=64, learning_rate=2e-3, ema=0.995),
     "judge": Recipe(
         steps=2000,
         batch=32,
