@@ -96,17 +96,6 @@ def encode(book: Codebook, images: Vectors) -> Int[Array, "batch codes"]:
     return find(book.edges, values).astype(jnp.int32)
 
 
-def chances(
-    book: Codebook, images: Vectors, spread: Float[Array, " codes"]
-) -> Float[Array, "batch codes buckets"]:
-    """The chance of each bucket of each code, if its component had normal noise of `spread`."""
-    values = jnp.einsum("bd,cd->bc", images - book.mean, book.components, precision="highest")
-    below = jax.scipy.stats.norm.cdf(book.edges, values[..., None], spread[:, None])
-    ends = ((0, 0), (0, 0), (1, 1))
-    below = jnp.pad(below, ends, constant_values=(0.0, 1.0))  # of all edges, -inf and inf too
-    return jnp.diff(below, axis=2)
-
-
 def decode(book: Codebook, codes: Int[Array, "batch codes"]) -> Vectors:
     """The embeddings that codes stand for; they are not of unit length."""
     values = jnp.take_along_axis(book.centres, codes.T, axis=1).T

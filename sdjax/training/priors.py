@@ -36,8 +36,8 @@ in the paper."""
 JITTER = 0.3
 """Noise on each principal component of an image embedding before it is cut into codes, as a share
 of the component's deviation: a classifier is told by nothing else which buckets are neighbours. Not
-in the paper. What is read is one draw of the noise, what is to be written the chances of all
-buckets. The dot product's token is of the embedding as it is."""
+in the paper. The dot product's token, which says how well picture and text agree, is of the embedding
+as it is."""
 MEASURED = 64
 """Times at which the diffusion prior's error is measured for Analytic-DPM."""
 
@@ -129,20 +129,25 @@ def autoregressive_prior_loss(
 
     def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
         key_drop, key_dropout, key_jitter = jax.random.split(key, 3)
-        dots = codes.encode_dot(book, batch["image"], batch["text"])[:, None]
-        spread = JITTER * book.centres.std(axis=1)
-        noise = spread * jax.random.normal(key_jitter, (len(dots), len(spread)))
-        read = codes.encode(book, batch["image"] + noise @ book.components)
-        wanted = jnp.concatenate(
-            [jax.nn.one_hot(dots, model.buckets), codes.chances(book, batch["image"], spread)], 1
-        )
+        dots = codes.encode_dot(book, batch["image"], batch["text"])
+        image = jittered(book, batch["image"], key_jitter)
+        tokens = jnp.concatenate([dots[:, None], codes.encode(book, image)], axis=1)
         text, states, mask = _with_drops(batch, key_drop, drop)
-        tokens = jnp.concatenate([dots, read[:, :-1]], axis=1)
-        logits = apply(network, params, text, states, mask, tokens, dropout=key_dropout)
-        by_token = -jnp.sum(wanted * jax.nn.log_softmax(logits), axis=2).mean(0)
+        logits = apply(network, params, text, states, mask, tokens[:, :-1], dropout=key_dropout)
+        likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=2)
+        by_token = -likelihood[..., 0].mean(0)
         return by_token.mean(), {"first_code": by_token[1]}
 
     return loss
+
+
+def jittered(
+    book: codes.Codebook, images: Float[Array, "batch dim"], key: Array
+) -> Float[Array, "batch dim"]:
+    """Image embeddings with noise of `JITTER` along the components of a codebook."""
+    spread = JITTER * book.centres.std(axis=1)
+    noise = spread * jax.random.normal(key, (len(images), len(spread)))
+    return unit(images + noise @ book.components)
 
 
 def _with_drops(batch: dict[str, Array], key: Array, drop: float) -> tuple[Array, Array, Array]:

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from sdjax.image.codes import (
-    chances,
     count_components,
     decode,
     draw_dot,
@@ -81,14 +80,3 @@ def test_the_dot_product_is_drawn_from_its_top_half_evenly():
     drawn = np.asarray(draw_dot(jax.random.split(jax.random.key(0), 2000), 8))
     assert (np.bincount(drawn, minlength=8)[:4] == 0).all()
     assert (np.abs(np.bincount(drawn)[4:] - 500) < 80).all()
-
-
-def test_chances_of_buckets_are_shares_of_noisy_draws():
-    book = fit_codebook(IMAGES, TEXTS, 3, 8)
-    image, spread = jnp.asarray(IMAGES[:1]), jnp.array([1.0, 0.3, 0.05])
-    noise = spread * jax.random.normal(jax.random.key(0), (20_000, 3))
-    drawn = np.asarray(encode(book, image + noise @ book.components))
-    shares = [np.bincount(drawn[:, c], minlength=8) / len(drawn) for c in range(3)]
-    found = chances(book, image, spread)
-    np.testing.assert_allclose(found[0], shares, atol=0.01)
-    np.testing.assert_allclose(found.sum(2), 1, rtol=1e-5)

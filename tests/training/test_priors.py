@@ -121,20 +121,15 @@ def test_the_loss_of_codes_is_their_cross_entropy(monkeypatch):
     np.testing.assert_allclose(uniform, np.log(8), rtol=1e-5)
 
 
-def test_what_is_to_be_written_is_spread_over_neighbouring_buckets(monkeypatch):
-    """With noise the loss of a network that knows nothing stays; one that is sure has more."""
-    monkeypatch.setattr(training, "JITTER", 0.5)
-    book, given = priors.book(), batch()
-    loss = training.autoregressive_prior_loss(priors.CODES, book, drop=0.0)
-    nothing = jax.tree.map(jnp.zeros_like, priors.CODES_PARAMS)
-    value, report = loss(nothing, given, jax.random.key(0))
-    np.testing.assert_allclose([value, report["first_code"]], np.log(8), rtol=1e-5)
-    # All sure of bucket 3: what is lost grows with the chance of the others.
-    sure = {**nothing, "out": {**nothing["out"], "bias": 30.0 * jax.nn.one_hot(3, 8)}}
-    _, report = loss(sure, given, jax.random.key(0))
-    spread = 0.5 * book.centres.std(axis=1)
-    chance = codes.chances(book, given["image"], spread)[:, 0, 3].mean()
-    np.testing.assert_allclose(report["first_code"], 30 * (1 - chance), rtol=1e-4)
+def test_pictures_move_by_a_share_of_each_components_spread(monkeypatch):
+    monkeypatch.setattr(training, "JITTER", 1e-3)  # so little that a sphere is flat
+    book, image = priors.book(), jnp.asarray(priors.unit_rows(3, 1))
+    moved = training.jittered(book, image.repeat(4000, axis=0), jax.random.key(0))
+    np.testing.assert_allclose(jnp.linalg.norm(moved, axis=1), 1, rtol=1e-5)
+    on_sphere = book.components - (book.components @ image.T) * image
+    spread = 1e-3 * book.centres.std(axis=1, keepdims=True)
+    wanted = jnp.linalg.norm(spread * on_sphere @ book.components.T, axis=0)
+    np.testing.assert_allclose(((moved - image) @ book.components.T).std(0), wanted, rtol=0.05)
 
 
 def test_a_prior_needs_a_clip():
