@@ -36,8 +36,8 @@ in the paper."""
 JITTER = 0.3
 """Noise on each principal component of an image embedding before it is cut into codes, as a share
 of the component's deviation: a classifier is told by nothing else which buckets are neighbours. Not
-in the paper. The dot product's token, which says how well picture and text agree, is of the embedding
-as it is."""
+in the paper. The dot product's token is of the embedding as it is: it says how well picture and
+text agree."""
 MEASURED = 64
 """Times at which the diffusion prior's error is measured for Analytic-DPM."""
 
