@@ -123,6 +123,9 @@ def test_its_evaluation_keeps_what_the_readme_promises():
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     for words, value in [
         ("nearest of 50, by its own CLIP", found["retrieval_clip"]["generated"]),
+        ("the same by a judge that steers no model |", found["retrieval_judge"]["generated"]),
+        ("... style, of four, by that judge", found["style_judge"]["generated"]),
+        ("... thing and style of one picture", found["both_judge"]["generated"]),
         ("cosine of the diffusion prior", found["priors"]["diffusion"]["prior"]["cosine"]),
         ("cosine of the autoregressive prior", found["priors"]["ar"]["prior"]["cosine"]),
         ("inverted and drawn again", found["inversion_psnr_db"]["least"]),
