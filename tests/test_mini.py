@@ -75,12 +75,12 @@ def test_the_readme_gives_the_figures_of_the_evaluation():
     for name, words in [
         ("retrieval_clip", "found among 50"),
         ("retrieval_pixels", "by pixel distance"),
-        ("retrieval_judge", "by a judge that"),
-        ("style_judge", "style, of four, by that judge"),
-        ("both_judge", "thing and style of one picture"),
+        ("retrieval_judge", "| the same, by a judge that"),
+        ("style_judge", "| style, of four, by that judge"),
+        ("both_judge", "| thing and style of one picture"),
         ("style_accuracy", "style recognised"),
         ("frechet_clip", "Fréchet distance of CLIP"),
-        ("frechet_judge", "Fréchet distance of the judge"),
+        ("frechet_judge", "| Fréchet distance of the judge"),
     ]:
         (row,) = [row for row in rows if words in row]
         cells = [cell.strip() for cell in row.split("|")]
