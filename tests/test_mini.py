@@ -73,7 +73,7 @@ def test_the_readme_gives_the_figures_of_the_evaluation():
     rows = [line for line in readme.splitlines() if line.startswith("| ")]
     found = evaluation()
     for name, words in [
-        ("retrieval_clip", "found among 50"),
+        ("retrieval_clip", "found among 50, by the bundled CLIP"),
         ("retrieval_pixels", "by pixel distance"),
         ("retrieval_judge", "| the same, by a judge that"),
         ("style_judge", "| style, of four, by that judge"),
