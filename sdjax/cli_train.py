@@ -28,7 +28,9 @@ ONE_PART_ONLY = ABSENT | dict.fromkeys(OF_RECIPE) | {"preset": "mini"}
 
 def add_command(commands: argparse._SubParsersAction) -> None:
     """Add `train`."""
-    train = commands.add_parser("train", help="train from scratch on the emoji pictures")
+    train = commands.add_parser(
+        "train", help="train on the emoji pictures, from nothing or further"
+    )
     order = (
         "a whole model (mini, dalle2-mini) or one part of it; clip and autoencoder first: "
         "latent-diffusion needs both, latent-decoder the second, prior and decoder the first; the "

@@ -106,7 +106,8 @@ def _read(there: set[str]) -> list[str]:
 def _unreachable(name: str, error: Exception) -> FileNotFoundError:
     reason = (str(error).strip() or "no reason given").splitlines()[0]
     return FileNotFoundError(
-        f"no model {name!r} in the cache of huggingface_hub, and the hub does not give it "
+        f"no file or folder {name}; and as a name on the hub, no model {name!r} in the cache of "
+        "huggingface_hub, and the hub does not give it "
         f"({type(error).__name__}: {reason}): check the name and the network; where a licence must "
         "be accepted, do so on the model's page and log in with 'hf auth login'; or give the path "
         "of a file or folder"
