@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from benchmarks import setup, worker
 from sdjax.bench import peers, run
 from sdjax.bench.cases import Sizes, find_system, text_case
 from sdjax.bench.exchange import random_params
+from sdjax.bench.ours import Drawn
 from sdjax.bench.report import seconds
 from sdjax.bench.run import check, distance
 from sdjax.cli import main
@@ -20,7 +20,6 @@ from sdjax.weights.layouts import component_shapes
 HONEST = """
 import json, sys
 from pathlib import Path
-from types import SimpleNamespace
 import numpy as np
 import jax
 from sdjax import presets
@@ -42,7 +41,6 @@ def output():
 CONSTANT = """
 import json, sys
 from pathlib import Path
-from types import SimpleNamespace
 import numpy as np
 
 def load(folder, dtype, options):
@@ -272,18 +270,24 @@ def test_the_worker_and_its_setup_agree_with_the_package():
 def test_who_is_first_alternates():
     order = []
 
-    class Ours:
+    class Ours(Drawn):
+        def __init__(self):
+            pass
+
         def run(self, calls):
             order.append("sdjax")
             return 2.0
 
-    class Peer:
-        def ask(self, what, **_):
-            order.extend(["peer"] if what == "run" else [])
+    class Peer(peers.Peer):
+        def __init__(self):
+            pass
+
+        def ask(self, do, **_):
+            order.extend(["peer"] if do == "run" else [])
             return {"seconds": 4.0}
 
-    rival = SimpleNamespace(peer=Peer(), result={})
-    mine = run._in_turn(Ours(), [rival], pairs=3, calls=2)  # pyright: ignore[reportArgumentType]
+    rival = run.Rival(Peer(), "float32", {})
+    mine = run._in_turn(Ours(), [rival], pairs=3, calls=2)
     assert order == ["sdjax", "peer", "peer", "sdjax", "sdjax", "peer"]
     assert rival.result["sdjax_seconds"] == mine == [1.0] * 3
     assert rival.result["seconds"] == [2.0] * 3

@@ -138,7 +138,7 @@ def test_a_task_can_be_run_twice_from_the_same_start(runs, tmp_path):
 
 def test_pictures_are_decoded_from_latents_with_noise_but_some_without():
     network = Autoencoder(AUTOENCODER)
-    pixels = emoji.load("train").images[:8]
+    pixels = jnp.asarray(emoji.load("train").images[:8])
     params = init_params(network, jax.random.key(0), jnp.zeros((1, 64, 64, 3)), jax.random.key(1))
     encoder = {name: params[name] for name in ("encoder", "quant")}
     decoder = {name: params[name] for name in ("decoder", "post_quant")}
@@ -148,7 +148,7 @@ def test_pictures_are_decoded_from_latents_with_noise_but_some_without():
     np.testing.assert_allclose(clean["psnr"], same["psnr"], rtol=1e-4)
     assert abs(other / value - 1) > 1e-3
     # Without noise and moves it is the reconstruction's error, of pictures or their mirror images.
-    image = to_float(jnp.asarray(pixels))
+    image = to_float(pixels)
     image = jnp.concatenate([image, image[:, :, ::-1]])
     z = apply(network, params, image, method="encode").mean * AUTOENCODER.scaling_factor
     error = apply(network, params, z, method="decode") - image
