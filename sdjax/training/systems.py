@@ -147,10 +147,12 @@ def train_system(
             continue
         say(f"{title}: about {hours[part]} hours")
         goes_on = part in begun
-        recipe = open_run(out / part, resume=goes_on) or recipes[part]
+        recipe = making = open_run(out / part, resume=goes_on) or recipes[part]
         if part in system.starts:
-            recipe = replace(recipe, start=str(model_of(out, system.starts[part])))
-        task = system.make(part, recipe, out)
+            # A run may be resumed from elsewhere: what it says of its start is of the first time.
+            making = replace(recipe, start=str(model_of(out, system.starts[part]).resolve()))
+            recipe = recipe if goes_on else making
+        task = system.make(part, making, out)
         train(task, recipe, out / part, resume=goes_on, save_every=save_every, quiet=quiet)
     system.finish(out)
     return out / "model"

@@ -1,6 +1,5 @@
 """Training of CLIP and of the autoencoder on emoji: the first two of a Stable Diffusion."""
 
-import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +27,6 @@ from sdjax.training.losses import (
 from sdjax.training.state import Recipe
 from sdjax.weights.config_json import to_json
 from sdjax.weights.files import save_model
-
-Folder = str | os.PathLike[str]
-"""A model folder, or the name of a bundled model."""
 
 SHIFT = 3
 """Pixels by which training images are moved about at most."""
