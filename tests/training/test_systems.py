@@ -69,6 +69,20 @@ def test_what_goes_on_from_another_training_is_told_so(tmp_path):
     assert recipe is not None and recipe.start == before
 
 
+def test_a_run_that_was_moved_goes_on(tmp_path):
+    def stop(part, step):
+        if (part, step) == ("latent-diffusion-2", 4):
+            raise KeyboardInterrupt
+
+    starts = SYSTEMS["mini"].starts
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", replace(a_system([], stop), starts=starts), save_every=2)
+    (tmp_path / "run").rename(tmp_path / "moved")
+    made = []
+    run(tmp_path / "moved", replace(a_system(made), starts=starts), resume=True)
+    assert made == ["latent-diffusion-2", "latent-decoder"]
+
+
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
     made, said, steps = [], [], []
 
