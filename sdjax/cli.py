@@ -44,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="instead of measuring, draw the first 64 captions on one sheet, a PNG or WebP",
     )
+    evaluate.add_argument(
+        "--manipulations",
+        type=Path,
+        metavar="FILE",
+        help="instead of measuring, a sheet of all that a DALL-E 2 does to texts and pictures",
+    )
     out = Path("evaluation.json")
     evaluate.add_argument("-o", "--out", type=Path, default=out, help=f"JSON ({out})")
     evaluate.set_defaults(run=_evaluate)
@@ -264,6 +270,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     from sdjax.evaluate import evaluate
     from sdjax.evaluate_prior import evaluate_priors
 
+    if args.manipulations is not None:
+        return _manipulations(args)
     if args.sheet is not None:
         return _sheet(args)
     if not args.out.parent.is_dir():
@@ -297,6 +305,17 @@ def _sheet(args: argparse.Namespace) -> None:
     chosen = {name: value for name, value in settings.items() if value is not None}
     save_sheet(draw_sheet(args.model, seed=args.seed, **chosen), args.sheet)
     print(f"{CAPTIONS} held-out captions: {args.sheet.resolve()}")
+
+
+def _manipulations(args: argparse.Namespace) -> None:
+    from sdjax.evaluate_manipulations import draw_manipulations
+    from sdjax.evaluate_sheet import check_sheet, save_sheet
+
+    useless = {"count": None, "prior": False, "sheet": None, "steps": None, "guidance": None}
+    cli_unclip.refuse(args, useless, "--manipulations")
+    check_sheet(args.manipulations)
+    save_sheet(draw_manipulations(args.model, seed=args.seed), args.manipulations)
+    print(f"all manipulations: {args.manipulations.resolve()}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -147,6 +147,9 @@ def test_options_that_priors_have_nothing_for_are_refused(option, capsys):
         (["--sheet", "no/sheet.png"], "there is no folder no"),
         (["--sheet", "sheet.png", "--count", "60"], "--count is nothing for --sheet"),
         (["--sheet", "sheet.png", "--prior"], "--prior is nothing for --sheet: leave it out"),
+        (["--manipulations", "sheet.jpg"], "sheet.jpg must end in .png or .webp"),
+        (["--manipulations", "a.png", "--steps", "5"], "--steps is nothing for --manipulations"),
+        (["--manipulations", "a.png"], "mini is no DALL-E 2 with both priors"),
     ],
 )
 def test_a_sheet_is_refused_before_it_is_drawn(options, message, tmp_path, capsys):
