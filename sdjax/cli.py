@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sdjax import cli_bench, cli_train, cli_unclip
 
@@ -15,9 +15,18 @@ if TYPE_CHECKING:
     from sdjax.pipelines.images import Images
     from sdjax.pipelines.stable_diffusion import Pipeline
 
+OUT = Path("evaluation.json")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Options are written out: `--step` is no other way to say `--steps`."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sdjax", description="Text-to-image systems in JAX.")
+    parser = _Parser(prog="sdjax", description="Text-to-image systems in JAX.")
     commands = parser.add_subparsers(dest="command", metavar="command")
     _add_imagine(commands)
     _add_caption(commands)
@@ -48,10 +57,9 @@ def _parser() -> argparse.ArgumentParser:
         "--manipulations",
         type=Path,
         metavar="FILE",
-        help="instead of measuring, a sheet of all that a DALL-E 2 does to texts and pictures",
+        help="instead of measuring, a sheet of what a DALL-E 2 makes of texts and pictures",
     )
-    out = Path("evaluation.json")
-    evaluate.add_argument("-o", "--out", type=Path, default=out, help=f"JSON ({out})")
+    evaluate.add_argument("-o", "--out", type=Path, help=f"JSON ({OUT})")
     evaluate.set_defaults(run=_evaluate)
     cli_bench.add_command(commands)
     return parser
@@ -274,8 +282,9 @@ def _evaluate(args: argparse.Namespace) -> None:
         return _manipulations(args)
     if args.sheet is not None:
         return _sheet(args)
-    if not args.out.parent.is_dir():
-        raise FileNotFoundError(f"cannot write {args.out}: there is no folder {args.out.parent}")
+    out = OUT if args.out is None else args.out
+    if not out.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {out}: there is no folder {out.parent}")
     settings = {
         name: getattr(args, name)
         for name in ("steps", "guidance")
@@ -291,15 +300,15 @@ def _evaluate(args: argparse.Namespace) -> None:
         result = evaluate(args.model, count=count, seed=args.seed, **settings)
     text = json.dumps(result, indent=2)
     print(text)
-    partial = args.out.with_name(f".{args.out.name}.partial")
+    partial = out.with_name(f".{out.name}.partial")
     partial.write_text(text + "\n")
-    partial.replace(args.out)
+    partial.replace(out)
 
 
 def _sheet(args: argparse.Namespace) -> None:
     from sdjax.evaluate_sheet import CAPTIONS, check_sheet, draw_sheet, save_sheet
 
-    cli_unclip.refuse(args, {"count": None, "prior": False}, "--sheet")
+    cli_unclip.refuse(args, {"count": None, "prior": False, "out": None}, "--sheet")
     check_sheet(args.sheet)
     settings = {"steps": args.steps, "guidance": args.guidance}
     chosen = {name: value for name, value in settings.items() if value is not None}
@@ -311,7 +320,7 @@ def _manipulations(args: argparse.Namespace) -> None:
     from sdjax.evaluate_manipulations import draw_manipulations
     from sdjax.evaluate_sheet import check_sheet, save_sheet
 
-    useless = {"count": None, "prior": False, "sheet": None, "steps": None, "guidance": None}
+    useless = dict.fromkeys(("count", "sheet", "steps", "guidance", "out")) | {"prior": False}
     cli_unclip.refuse(args, useless, "--manipulations")
     check_sheet(args.manipulations)
     save_sheet(draw_manipulations(args.model, seed=args.seed), args.manipulations)

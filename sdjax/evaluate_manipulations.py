@@ -1,10 +1,12 @@
-"""A sheet of all that a DALL-E 2 does: pictures of texts by each prior, and pictures changed.
+"""A sheet of what a DALL-E 2 does: pictures of texts by each prior, and pictures changed.
 
-The captions are held-out ones, chosen once by a seed; what is changed are two training drawings.
+Variations, interpolation and text diffs are the paper's (arXiv 2204.06125, section 3); mixtures,
+redrawing, in- and outpainting are not. The captions are held-out ones, chosen once by a seed; what
+is changed are two training drawings.
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,7 +16,7 @@ from sdjax import presets
 from sdjax.data import emoji
 from sdjax.data.captions import caption
 from sdjax.evaluate import held_out, load_text_to_image
-from sdjax.evaluate_sheet import wrapped
+from sdjax.evaluate_sheet import LINES, wrapped
 from sdjax.pipelines.images import Images
 from sdjax.pipelines.manipulate import (
     MOST_THETA,
@@ -33,8 +35,8 @@ SIDE, GAP = 128, 8
 """Of a picture and between pictures, in pixels of the sheet."""
 LABEL, TEXT = 120, 12
 """Width of the words before a row, and height of their letters."""
-FIRST, LAST, STYLE = "red apple", "dog face", "3d"
-"""The training drawings that are changed."""
+FIRST, LAST = ("red apple", "3d"), ("dog face", "noto")
+"""The training drawings that are changed: things and their styles."""
 BORDER = 0.125
 """Of a picture's side, that outpainting adds at each border."""
 
@@ -48,36 +50,41 @@ def draw_manipulations(
     """Two rows of held-out captions, one for each prior, and a row for each manipulation.
 
     Raises:
-        ValueError: if the model is no DALL-E 2 of both priors.
+        ValueError: if the model is no DALL-E 2 of both priors that knows the drawings' styles.
     """
     pipe = load_text_to_image(model)
     if not isinstance(pipe, Unclip) or len(pipe.priors) < 2:
         raise ValueError(f"{model} is no DALL-E 2 with both priors")
-    return labelled({**_of_texts(pipe, seed), **_of_pictures(pipe, seed)})
-
-
-def _of_texts(pipe: Unclip, seed: int) -> dict[str, Row]:
-    test, order = held_out(list(pipe.styles or presets.MINI_STYLES), COLUMNS, seed)
+    styles = list(pipe.styles or presets.MINI_STYLES)
+    for concept, style in (FIRST, LAST):
+        if style not in styles:
+            raise ValueError(f"{model} knows no {style} style, in which the {concept} is drawn")
+    test, order = held_out(styles, COLUMNS, seed)
     captions = [test.captions()[i] for i in order]
-    return {
+    of_texts = {
         f"held-out captions, {name} prior": _arrays(pipe(captions, seed=seed, prior=name))
         for name in pipe.priors
     }
+    return labelled({**of_texts, **_of_pictures(pipe, seed)}, captions)
 
 
 def _of_pictures(pipe: Unclip, seed: int) -> dict[str, Row]:
-    apple, dog = (_drawing(pipe, thing) for thing in (FIRST, LAST))
-    words = {thing: caption(thing, STYLE) for thing in (FIRST, LAST, "green apple", "cat face")}
-    bear, thetas = caption("polar bear", STYLE), np.linspace(0, MOST_THETA, COLUMNS).tolist()
-    half = pipe.config.image_size // 2
-    hole = np.arange(2 * half)[:, None].repeat(2 * half, axis=1) >= half
-    greener = textdiff(pipe, apple, words[FIRST], words["green apple"], thetas)
-    feline = textdiff(pipe, dog, words[LAST], words["cat face"], thetas)
+    apple, dog = (_drawing(pipe, *drawing) for drawing in (FIRST, LAST))
+    an_apple, a_dog = caption(*FIRST), caption(*LAST)
+    green, cat, bear = (
+        caption(thing, style)
+        for thing, (_, style) in (("green apple", FIRST), ("cat face", LAST), ("polar bear", LAST))
+    )
+    thetas = np.linspace(0, MOST_THETA, COLUMNS).tolist()
+    side = pipe.config.image_size
+    hole = np.arange(side)[:, None].repeat(side, axis=1) >= side // 2
+    greener = textdiff(pipe, apple, an_apple, green, thetas)
+    feline = textdiff(pipe, dog, a_dog, cat, thetas)
     mixed = mix(pipe, [apple, dog], n=COLUMNS - 2, seed=seed)
     redrawn = translate(pipe, dog, bear, n=COLUMNS - 1, seed=seed)
-    filled = inpaint(pipe, apple, hole, words[FIRST], n=COLUMNS - 2, seed=seed)
-    border = round(BORDER * pipe.config.image_size)
-    continued = outpaint(pipe, apple, words[FIRST], border, n=COLUMNS - 1, seed=seed)
+    filled = inpaint(pipe, apple, hole, an_apple, n=COLUMNS - 2, seed=seed)
+    border = round(BORDER * side)
+    continued = outpaint(pipe, apple, an_apple, border, n=COLUMNS - 1, seed=seed)
     return {
         "variations": [apple, *_arrays(variations(pipe, apple, COLUMNS - 1, seed=seed))],
         "interpolation": _arrays(interpolate(pipe, apple, dog, COLUMNS)),
@@ -90,9 +97,9 @@ def _of_pictures(pipe: Unclip, seed: int) -> dict[str, Row]:
     }
 
 
-def _drawing(pipe: Unclip, concept: str) -> Picture:
+def _drawing(pipe: Unclip, concept: str, style: str) -> Picture:
     """A training drawing, in the size that the model draws."""
-    data = emoji.load("train", [STYLE])
+    data = emoji.load("train", [style])
     image = Image.fromarray(data.images[data.concepts.index(concept)])
     return np.asarray(image.resize((pipe.config.image_size,) * 2, Image.Resampling.BICUBIC))
 
@@ -101,18 +108,26 @@ def _arrays(images: Images) -> Row:
     return [np.asarray(image) for image in images]
 
 
-def labelled(rows: Mapping[str, Row]) -> Image.Image:
-    """Pictures in rows, each row after its words."""
+def labelled(rows: Mapping[str, Row], captions: Sequence[str]) -> Image.Image:
+    """Pictures in rows, each row after its words; captions are those of the columns of the first.
+
+    They stand above it.
+    """
     font, step = ImageFont.load_default(TEXT), SIDE + GAP
+    top = GAP + LINES * (TEXT + 2)
     width = LABEL + max(map(len, rows.values())) * step
-    sheet = Image.new("RGB", (width, len(rows) * step + GAP), "white")
+    sheet = Image.new("RGB", (width, top + len(rows) * step), "white")
     pen = ImageDraw.Draw(sheet)
+
+    def write(words: str, x: int, y: int, room: int) -> None:
+        pen.text((x, y), "\n".join(wrapped(words, room, font)), fill="black", font=font)
+
+    for j, words in enumerate(captions):
+        write(words, LABEL + j * step, GAP // 2, SIDE)
     for i, (words, pictures) in enumerate(rows.items()):
-        top = GAP + i * step
-        pen.text(
-            (GAP, top + SIDE // 3), "\n".join(wrapped(words, LABEL - 2 * GAP, font)), "black", font
-        )
+        y = top + i * step
+        write(words, GAP, y + SIDE // 3, LABEL - 2 * GAP)
         for j, picture in enumerate(pictures):
             large = Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-            sheet.paste(large, (LABEL + j * step, top))
+            sheet.paste(large, (LABEL + j * step, y))
     return sheet

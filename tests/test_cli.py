@@ -149,6 +149,8 @@ def test_options_that_priors_have_nothing_for_are_refused(option, capsys):
         (["--sheet", "sheet.png", "--prior"], "--prior is nothing for --sheet: leave it out"),
         (["--manipulations", "sheet.jpg"], "sheet.jpg must end in .png or .webp"),
         (["--manipulations", "a.png", "--steps", "5"], "--steps is nothing for --manipulations"),
+        (["--manipulations", "a.png", "-o", "a.json"], "--out is nothing for --manipulations"),
+        (["--sheet", "a.png", "-o", "a.json"], "--out is nothing for --sheet"),
         (["--manipulations", "a.png"], "mini is no DALL-E 2 with both priors"),
     ],
 )
@@ -293,3 +295,11 @@ def test_models_are_listed(capsys, monkeypatch):
     assert main(["models", "--json"]) == 0
     names = [m["name"] for m in json.loads(capsys.readouterr().out)]
     assert names == ["clip-vit-b-32", "dalle2", "dalle2-mini", "mini"]
+
+
+@pytest.mark.parametrize("option", ["--step", "--guid"])
+def test_options_are_written_out(option, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["imagine", "a red apple", option, "5"])
+    assert f"unrecognized arguments: {option} 5" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

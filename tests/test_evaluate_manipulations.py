@@ -49,14 +49,19 @@ def drawn(monkeypatch):
 def test_every_manipulation_has_a_full_row(drawn):
     sheet, asked = drawn
     assert {name for name, *_ in asked} == {"texts", *CALLS}
-    assert sheet.shape == (10 * STEP + sheets.GAP, sheets.LABEL + 8 * STEP, 3)
-    middle = sheets.GAP + sheets.SIDE // 2
+    top = sheets.GAP + sheets.LINES * (sheets.TEXT + 2)
+    assert sheet.shape == (top + 10 * STEP, sheets.LABEL + 8 * STEP, 3)
+    for column in range(8):  # its caption
+        x = sheets.LABEL + column * STEP
+        assert sheet[: top - sheets.GAP, x : x + sheets.SIDE].min() < 100
+    middle = top + sheets.SIDE // 2
     last = sheet[middle::STEP, sheets.LABEL + 7 * STEP + sheets.SIDE // 2]
     # Texts by either prior, variations, interpolation, two text diffs, and the rest.
     values = [200, 200, 20, 40, 60, 60, 80, 100, 120, 140]
     np.testing.assert_array_equal(last, np.array(values)[:, None].repeat(3, axis=1))
     for row in range(10):
-        assert sheet[row * STEP : (row + 1) * STEP, : sheets.LABEL].min() < 100  # words
+        words = sheet[top + row * STEP : top + (row + 1) * STEP, : sheets.LABEL - sheets.GAP]
+        assert words.min() < 100
 
 
 def test_both_priors_are_told_the_held_out_captions_and_the_seed_is_used(drawn):
@@ -70,6 +75,28 @@ def test_both_priors_are_told_the_held_out_captions_and_the_seed_is_used(drawn):
     assert {name for name, seed in chosen.items() if seed is None} == {"interpolate", "textdiff"}
 
 
+def test_the_drawings_and_their_words_go_where_they_belong(drawn):
+    _, asked = drawn
+    apple, dog = (
+        next(rest[i] for name, rest, _ in asked if name == "interpolate") for i in range(2)
+    )
+    assert apple.shape == dog.shape == (16, 16, 3) and (apple != dog).any()
+    diffs = [rest for name, rest, _ in asked if name == "textdiff"]
+    assert [rest[1:3] for rest in diffs] == [
+        ("a red apple, 3d style", "a green apple, 3d style"),
+        ("a dog face, noto style", "a cat face, noto style"),
+    ]
+    for (picture, *_, thetas), wanted in zip(diffs, (apple, dog), strict=True):
+        np.testing.assert_array_equal(picture, wanted)
+        np.testing.assert_allclose(thetas, np.linspace(0, 0.5, 8))
+    told = {name: rest for name, rest, _ in asked}
+    assert told["translate"][1] == "a polar bear, noto style"
+    np.testing.assert_array_equal(told["translate"][0], dog)
+    for name in ("variations", "inpaint", "outpaint"):
+        np.testing.assert_array_equal(told[name][0], apple)
+    np.testing.assert_array_equal(told["mix"][0], [apple, dog])
+
+
 def test_the_lower_half_is_filled_in(drawn):
     _, asked = drawn
     hole = next(rest[1] for name, rest, _ in asked if name == "inpaint")
@@ -77,8 +104,13 @@ def test_the_lower_half_is_filled_in(drawn):
     assert next(rest[-1] for name, rest, _ in asked if name == "outpaint") == 2  # of 16, an eighth
 
 
-def test_a_model_with_one_prior_or_none_is_refused(monkeypatch):
+def test_a_model_that_cannot_draw_it_all_is_refused(monkeypatch):
     pipe = replace(tiny_unclip.make_unclip(), priors={"ar": tiny_unclip.near_the_text})
     monkeypatch.setattr(sheets, "load_text_to_image", lambda model: pipe)
     with pytest.raises(ValueError, match="here is no DALL-E 2 with both priors"):
+        sheets.draw_manipulations("here")
+    both = {name: tiny_unclip.near_the_text for name in ("diffusion", "ar")}
+    other = replace(tiny_unclip.make_unclip(), priors=both, styles=("flat", "noto"))
+    monkeypatch.setattr(sheets, "load_text_to_image", lambda model: other)
+    with pytest.raises(ValueError, match="here knows no 3d style, in which the red apple"):
         sheets.draw_manipulations("here")

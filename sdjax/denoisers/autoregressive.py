@@ -20,9 +20,9 @@ class AutoregressivePrior(nn.Module):
 
     Where arXiv 2204.06125 is silent we choose: the order of the prefix; the text's hidden states
     are projected and stand in it, padding unseen; the text embedding is scaled to elements of about
-    1; the dot product and the codes share one table of embeddings and one output layer, and are
-    told apart by their learned positions; the dot product is predicted too, and counts in the loss
-    like any code; blocks as in the diffusion prior.
+    1; the dot product and the codes share one table of embeddings and one output layer, which
+    gains of their own, channel by channel, turn into other directions for each; the dot product is
+    predicted too, and counts in the loss like any code; blocks as in the diffusion prior.
     """
 
     config: config.AutoregressivePrior
@@ -30,13 +30,15 @@ class AutoregressivePrior(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        small = nn.initializers.normal(0.02)
+        one = nn.initializers.normal(1.0)  # positions as loud as the text, from the start
         self.text = nn.Dense(c.dim, dtype=self.dtype)
         self.text_embedding = nn.Dense(c.dim, dtype=self.dtype)
         self.code_embedding = nn.Embed(c.buckets, c.dim, dtype=self.dtype)
-        self.position_embedding = self.param("position_embedding", small, (c.positions, c.dim))
+        self.code_gain = self.param("code_gain", one, (c.codes, c.dim))
+        self.position_embedding = self.param("position_embedding", one, (c.positions, c.dim))
         self.blocks = [causal_block(c, self.dtype, layer) for layer in range(c.layers)]
         self.norm_final = layer_norm(LAYER_NORM_EPSILON, name="norm_final", dtype=self.dtype)
+        self.out_gain = self.param("out_gain", one, (c.codes + 1, c.dim))
         self.out = nn.Dense(c.buckets, dtype=self.dtype)
 
     def __call__(
@@ -55,13 +57,13 @@ class AutoregressivePrior(nn.Module):
             tokens: buckets of the dot product and of all codes but the last.
         """
         x = jnp.concatenate(
-            [self._prefix(text_embedding, text, mask), self.code_embedding(tokens)], axis=1
+            [self._prefix(text_embedding, text, mask), self._embed(tokens, self.code_gain)], axis=1
         )
         x = x + self.position_embedding.astype(self.dtype)
         seen = jnp.pad(mask, ((0, 0), (0, x.shape[1] - mask.shape[1])), constant_values=True)
         for block in self.blocks:
             x = block(x, mask=seen)
-        return self._logits(x[:, self.config.text_tokens :])
+        return self._logits(x[:, self.config.text_tokens :], self.out_gain)
 
     def begin(
         self, text_embedding: Vectors, text: Sequence, mask: Mask
@@ -74,7 +76,8 @@ class AutoregressivePrior(nn.Module):
         self, token: Int[Array, " batch"], memory: Memory
     ) -> tuple[Float[Array, "batch buckets"], Memory]:
         """Logits of the next code, told the last one; the cost is the same for each."""
-        return self._extend(self.code_embedding(token[:, None]), memory)
+        gain = self.code_gain[memory.caches[0].used - self.config.text_tokens - 1]
+        return self._extend(self._embed(token[:, None], gain), memory)
 
     def _prefix(self, text_embedding: Vectors, text: Sequence, mask: Mask) -> Sequence:
         check_text(self.config, text, mask)
@@ -86,7 +89,12 @@ class AutoregressivePrior(nn.Module):
         first = memory.caches[0].used + jnp.arange(x.shape[1])
         x = x + self.position_embedding[first].astype(self.dtype)
         x, memory = extend(self.blocks, x, memory)
-        return self._logits(x[:, -1]), memory
+        return self._logits(x[:, -1], self.out_gain[first[-1] - self.config.text_tokens]), memory
 
-    def _logits(self, x: Float[Array, "... dim"]) -> Float[Array, "... buckets"]:
-        return self.out(self.norm_final(x)).astype(jnp.float32)
+    def _embed(self, tokens: Int[Array, "batch tokens"], gain: Float[Array, "... dim"]) -> Sequence:
+        return self.code_embedding(tokens) * gain.astype(self.dtype)
+
+    def _logits(
+        self, x: Float[Array, "... dim"], gain: Float[Array, "... dim"]
+    ) -> Float[Array, "... buckets"]:
+        return self.out(self.norm_final(x) * gain.astype(self.dtype)).astype(jnp.float32)

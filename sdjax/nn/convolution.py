@@ -51,10 +51,12 @@ SMALL_KERNEL = 1 << 17
 def convolve(x: FeatureMap, kernel: Kernel, strides: Any, padding: Any, **rest: Any) -> FeatureMap:
     """`jax.lax.conv_general_dilated` of height, width and channels, in the fastest way known.
 
-    Made to be the `conv_general_dilated` of a `flax.linen.Conv` without dilation or groups.
+    Made to be the `conv_general_dilated` of a `flax.linen.Conv` without dilation or groups. Where a
+    `precision` is asked for, XLA's own convolution keeps it.
     """
     way = best_way(x.shape, kernel.shape, x.dtype, tuple(strides))
-    if way == "direct" or tuple(map(tuple, padding)) != PADDING:
+    as_it_is = tuple(map(tuple, padding)) != PADDING or rest.get("precision") is not None
+    if way == "direct" or as_it_is:
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, **rest)
     return jax.lax.platform_dependent(x, kernel, cpu=partial(_by, way), default=PLAIN[way])
 
@@ -66,7 +68,7 @@ def convolve_doubled(
 
     Strides are 1 and the padding is `PADDING`.
     """
-    if x.dtype != jnp.float32:
+    if x.dtype != jnp.float32 or rest.get("precision") is not None:
         return convolve(double(x), kernel, strides, padding, **rest)
     return jax.lax.platform_dependent(
         x, kernel, cpu=partial(_by, "doubled"), default=PLAIN["doubled"]

@@ -20,6 +20,7 @@ from sdjax.image.clip_image import unit
 from sdjax.nn.functional import Params, apply, init_params
 from sdjax.pipelines.clip import Clip, load_clip
 from sdjax.pipelines.priors import Defaults
+from sdjax.shapes import Vectors
 from sdjax.training.captions import choose_captions, draw_captions, encode_captions
 from sdjax.training.latents import Folder
 from sdjax.training.loop import Task, stream
@@ -35,9 +36,11 @@ LEVELS = 4
 in the paper."""
 JITTER = 0.3
 """Noise on each principal component of an image embedding before it is cut into codes, as a share
-of the component's deviation: a classifier is told by nothing else which buckets are neighbours. Not
-in the paper. The dot product's token is of the embedding as it is: it says how well picture and
-text agree."""
+of the component's deviation. A code to be predicted has the chances of all buckets under it for its
+target: a classifier is told by nothing else which buckets are neighbours. Not in the paper. The dot
+product's token is of the embedding as it is: it says how well picture and text agree."""
+TEXT_NOISE = 0.1
+"""Most length of the noise on text embeddings, with which the autoregressive prior is trained."""
 MEASURED = 64
 """Times at which the diffusion prior's error is measured for Analytic-DPM."""
 
@@ -128,17 +131,35 @@ def autoregressive_prior_loss(
     network = AutoregressivePrior(model)
 
     def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
-        key_drop, key_dropout, key_jitter = jax.random.split(key, 3)
-        dots = codes.encode_dot(book, batch["image"], batch["text"])
-        image = jittered(book, batch["image"], key_jitter)
-        tokens = jnp.concatenate([dots[:, None], codes.encode(book, image)], axis=1)
-        text, states, mask = _with_drops(batch, key_drop, drop)
-        logits = apply(network, params, text, states, mask, tokens[:, :-1], dropout=key_dropout)
-        likelihood = jnp.take_along_axis(jax.nn.log_softmax(logits), tokens[..., None], axis=2)
-        by_token = -likelihood[..., 0].mean(0)
+        key_drop, key_dropout, key_jitter, key_text = jax.random.split(key, 4)
+        image, given = batch["image"], {**batch, "text": noised_texts(batch["text"], key_text)}
+        dots = codes.encode_dot(book, image, batch["text"])
+        written = codes.encode(book, jittered(book, image, key_jitter))
+        tokens = jnp.concatenate([dots[:, None], written[:, :-1]], axis=1)
+        text, states, mask = _with_drops(given, key_drop, drop)
+        logits = apply(network, params, text, states, mask, tokens, dropout=key_dropout)
+        wanted = jnp.concatenate(
+            [jax.nn.one_hot(dots, model.buckets)[:, None], chances(book, image)], axis=1
+        )
+        by_token = -jnp.sum(wanted * jax.nn.log_softmax(logits), axis=-1).mean(0)
         return by_token.mean(), {"first_code": by_token[1]}
 
     return loss
+
+
+def noised_texts(texts: Vectors, key: Array) -> Vectors:
+    """Unit vectors with noise of a length of up to about `TEXT_NOISE` each."""
+    key_length, key_noise = jax.random.split(key)
+    length = jax.random.uniform(key_length, (len(texts), 1), maxval=TEXT_NOISE)
+    return unit(texts + length * texts.shape[1] ** -0.5 * jax.random.normal(key_noise, texts.shape))
+
+
+def chances(book: codes.Codebook, images: Vectors) -> Float[Array, "batch codes buckets"]:
+    """Of each code of image embeddings, how likely every bucket is under noise of `JITTER`."""
+    values = jnp.einsum("bd,cd->bc", images - book.mean, book.components, precision="highest")
+    spread = JITTER * book.centres.std(axis=1)
+    below = jax.scipy.stats.norm.cdf((book.edges - values[..., None]) / spread[:, None])
+    return jnp.diff(below, axis=-1, prepend=0.0, append=1.0)
 
 
 def jittered(

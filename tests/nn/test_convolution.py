@@ -149,6 +149,18 @@ def test_a_doubled_map_of_16_bits_is_convolved_as_any_other():
     np.testing.assert_array_equal(convolve_doubled(x, kernel, **arguments()), wanted)
 
 
+@pytest.mark.parametrize("compute", [convolve, convolve_doubled])
+def test_a_precision_that_is_asked_for_is_kept(compute):
+    x, kernel = (jnp.zeros(shape) for shape in ((2, 16, 16, 256), (3, 3, 256, 256)))
+    asked = {**arguments(), "precision": jax.lax.Precision.HIGHEST}
+    for platform in ("cpu", "cuda"):
+        traced = jax.jit(lambda x, kernel: compute(x, kernel, **asked)).trace(x, kernel)
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert text.count("stablehlo.convolution") == 1
+        assert text.count("<precision HIGHEST>") == 2  # of both sides
+        assert "stablehlo.dot_general" not in text
+
+
 def products(layer, x, platform):
     params = jax.eval_shape(layer.init, jax.random.key(0), x)
     text = jax.jit(layer.apply).trace(params, x).lower(lowering_platforms=(platform,)).as_text()

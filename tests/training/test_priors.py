@@ -106,7 +106,8 @@ def test_the_loss_of_the_diffusion_prior_is_of_x0_in_its_scale():
 
 
 def test_the_loss_of_codes_is_their_cross_entropy(monkeypatch):
-    monkeypatch.setattr(training, "JITTER", 0.0)
+    monkeypatch.setattr(training, "JITTER", 1e-6)
+    monkeypatch.setattr(training, "TEXT_NOISE", 0.0)
     book, given = priors.book(), batch()
     loss = training.autoregressive_prior_loss(priors.CODES, book, drop=0.0)
     value, _ = loss(priors.CODES_PARAMS, given, jax.random.key(0))
@@ -130,6 +131,26 @@ def test_pictures_move_by_a_share_of_each_components_spread(monkeypatch):
     spread = 1e-3 * book.centres.std(axis=1, keepdims=True)
     wanted = jnp.linalg.norm(spread * on_sphere @ book.components.T, axis=0)
     np.testing.assert_allclose(((moved - image) @ book.components.T).std(0), wanted, rtol=0.05)
+
+
+def test_the_chances_of_buckets_are_how_often_moved_pictures_fall_in_them():
+    book, image = priors.book(), jnp.asarray(priors.unit_rows(5, 1))
+    chances = training.chances(book, image)
+    np.testing.assert_allclose(chances.sum(-1), 1, rtol=1e-5)
+    spread = training.JITTER * book.centres.std(axis=1)
+    noise = spread * jax.random.normal(jax.random.key(0), (20_000, len(spread)))
+    moved = codes.encode(book, image + noise @ book.components)
+    counted = jax.nn.one_hot(moved, book.centres.shape[1]).mean(0)
+    np.testing.assert_allclose(chances[0], counted, atol=0.015)
+
+
+def test_texts_move_a_little_and_keep_their_length():
+    texts = jnp.asarray(priors.unit_rows(6, 1)).repeat(4000, axis=0)
+    moved = training.noised_texts(texts, jax.random.key(0))
+    np.testing.assert_allclose(jnp.linalg.norm(moved, axis=1), 1, rtol=1e-5)
+    cosines = jnp.sum(moved * texts, axis=1)
+    assert 0.5 * training.TEXT_NOISE**2 < 1 - cosines.min() < 3 * training.TEXT_NOISE**2
+    np.testing.assert_allclose(1 - cosines.mean(), training.TEXT_NOISE**2 / 6, rtol=0.15)
 
 
 def test_a_prior_needs_a_clip():
