@@ -101,7 +101,8 @@ def _drawing(pipe: Unclip, concept: str, style: str) -> Picture:
     """A training drawing, in the size that the model draws."""
     data = emoji.load("train", [style])
     image = Image.fromarray(data.images[data.concepts.index(concept)])
-    return np.asarray(image.resize((pipe.config.image_size,) * 2, Image.Resampling.BICUBIC))
+    side = pipe.config.image_size
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _arrays(images: Images) -> Row:
