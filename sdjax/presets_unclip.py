@@ -10,7 +10,7 @@ Counted parameters beside the paper's rounded ones:
 | upsampler to 256 | 700M | 729,710,726 | 691,588,166 if the time only shifted the norms |
 | upsampler to 1024 | 300M | 282,064,326 | the paper rounds to one digit |
 | diffusion prior | 1B | 1,326,752,768 | 1.21B in 24 blocks of width 2048, 0.10B for token ids |
-| autoregressive prior | 1B | 808,190,848 | without the text transformer that it reads |
+| autoregressive prior | 1B | 808,190,848 | without its text transformer; 1.1M are gains of ours |
 | CLIP ViT-H/16 | | 986,339,841 | not given |
 """
 

@@ -30,7 +30,7 @@ class AutoregressivePrior(nn.Module):
 
     def setup(self) -> None:
         c = self.config
-        one = nn.initializers.normal(1.0)  # positions as loud as the text, from the start
+        one = nn.initializers.normal(1.0)  # positions are heard from the start, as the text
         self.text = nn.Dense(c.dim, dtype=self.dtype)
         self.text_embedding = nn.Dense(c.dim, dtype=self.dtype)
         self.code_embedding = nn.Embed(c.buckets, c.dim, dtype=self.dtype)

@@ -31,7 +31,7 @@ def dot_product_attention(
     mask: Mask | None = None,
     start: Int[Array, ""] | int = 0,
 ) -> Float[Array, "batch queries heads head_dim"]:
-    """softmax(Q K^T / sqrt(head_dim)) V, exact; scores and softmax in float32.
+    """softmax(Q K^T / sqrt(head_dim)) V, exact; products summed, and softmax taken, in float32.
 
     Large inputs go through in blocks of queries, so the tokens x tokens matrix is never stored
     whole. With `causal`, a query sees the keys up to its own position, of which the

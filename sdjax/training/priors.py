@@ -40,7 +40,8 @@ of the component's deviation. A code to be predicted has the chances of all buck
 target: a classifier is told by nothing else which buckets are neighbours. Not in the paper. The dot
 product's token is of the embedding as it is: it says how well picture and text agree."""
 TEXT_NOISE = 0.1
-"""Most length of the noise on text embeddings, with which the autoregressive prior is trained."""
+"""Scale, at the most, of the noise on text embeddings when the autoregressive prior is trained.
+Not in the paper."""
 MEASURED = 64
 """Times at which the diffusion prior's error is measured for Analytic-DPM."""
 
@@ -155,7 +156,11 @@ def noised_texts(texts: Vectors, key: Array) -> Vectors:
 
 
 def chances(book: codes.Codebook, images: Vectors) -> Float[Array, "batch codes buckets"]:
-    """Of each code of image embeddings, how likely every bucket is under noise of `JITTER`."""
+    """Of each code of image embeddings, how likely every bucket is under noise of `JITTER`.
+
+    What the network reads, by `jittered`, is brought to unit length besides, which shortens it by
+    some hundredths; this is not.
+    """
     values = jnp.einsum("bd,cd->bc", images - book.mean, book.components, precision="highest")
     spread = JITTER * book.centres.std(axis=1)
     below = jax.scipy.stats.norm.cdf((book.edges - values[..., None]) / spread[:, None])
