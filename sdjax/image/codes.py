@@ -89,11 +89,15 @@ def _means(values: np.ndarray, bucket: np.ndarray, buckets: int) -> np.ndarray:
     return np.where(counts > 0, sums / np.maximum(counts, 1), middle)
 
 
+def along_components(book: Codebook, images: Vectors) -> Float[Array, "batch codes"]:
+    """What of image embeddings is cut into buckets."""
+    return jnp.einsum("bd,cd->bc", images - book.mean, book.components, precision="highest")
+
+
 def encode(book: Codebook, images: Vectors) -> Int[Array, "batch codes"]:
     """The codes of image embeddings."""
-    values = jnp.einsum("bd,cd->bc", images - book.mean, book.components, precision="highest")
     find = jax.vmap(jnp.searchsorted, in_axes=(0, 1), out_axes=1)
-    return find(book.edges, values).astype(jnp.int32)
+    return find(book.edges, along_components(book, images)).astype(jnp.int32)
 
 
 def decode(book: Codebook, codes: Int[Array, "batch codes"]) -> Vectors:

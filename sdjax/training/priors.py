@@ -161,9 +161,8 @@ def chances(book: codes.Codebook, images: Vectors) -> Float[Array, "batch codes 
     What the network reads, by `jittered`, is brought to unit length besides, which shortens it by
     some hundredths; this is not.
     """
-    values = jnp.einsum("bd,cd->bc", images - book.mean, book.components, precision="highest")
-    spread = JITTER * book.centres.std(axis=1)
-    below = jax.scipy.stats.norm.cdf((book.edges - values[..., None]) / spread[:, None])
+    above = book.edges - codes.along_components(book, images)[..., None]
+    below = jax.scipy.stats.norm.cdf(above / _spread(book)[:, None])
     return jnp.diff(below, axis=-1, prepend=0.0, append=1.0)
 
 
@@ -171,9 +170,13 @@ def jittered(
     book: codes.Codebook, images: Float[Array, "batch dim"], key: Array
 ) -> Float[Array, "batch dim"]:
     """Image embeddings with noise of `JITTER` along the components of a codebook."""
-    spread = JITTER * book.centres.std(axis=1)
-    noise = spread * jax.random.normal(key, (len(images), len(spread)))
+    noise = _spread(book) * jax.random.normal(key, (len(images), len(book.centres)))
     return unit(images + noise @ book.components)
+
+
+def _spread(book: codes.Codebook) -> Float[Array, " codes"]:
+    """Deviation of the jitter along each component."""
+    return JITTER * book.centres.std(axis=1)
 
 
 def _with_drops(batch: dict[str, Array], key: Array, drop: float) -> tuple[Array, Array, Array]:
