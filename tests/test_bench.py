@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks import setup, worker
+from benchmarks import setup, table, worker
 
 from sdjax.bench import peers, run
 from sdjax.bench.cases import Sizes, find_system, text_case
@@ -265,6 +265,28 @@ def test_the_worker_and_its_setup_agree_with_the_package():
     here = Path(setup.__file__).parent
     assert (here / peers.WORKER).is_file()
     assert all((here / f"{side}.py").is_file() for side in worker.SIDES.values())
+
+
+def test_the_readme_holds_the_table_of_what_was_measured():
+    rows = table.table()
+    readme = Path(__file__).parents[1] / "README.md"
+    assert rows in readme.read_text(encoding="utf-8"), "put it there: tests/benchmarks/table.py"
+    assert {path.stem for path in table.RESULTS.glob("*.json")} == set(table.COMMANDS)
+    for row in rows.splitlines()[2:]:
+        _, _, ours, beside, ratio, *_ = (cell.split() for cell in row.split("|"))
+        assert ours[1] == beside[-1]  # the unit
+        assert float(ours[0]) / float(beside[-2]) == pytest.approx(float(ratio[0]), abs=0.002), row
+
+
+def test_results_that_are_kept_were_checked_and_are_of_one_machine():
+    machines = []
+    for name in table.COMMANDS:
+        found = json.loads((table.RESULTS / f"{name}.json").read_text())
+        machines.append(found["machine"])
+        for result in found["results"]:
+            check(result)
+            assert result["pairs"] == 5
+    assert all(machine == machines[0] for machine in machines)
 
 
 def test_who_is_first_alternates():

@@ -181,6 +181,14 @@ ALIASES: dict[str, tuple[str, Spacing | None]] = {
     "k_dpm_2_a": ("dpm2 a", "linspace"),
     "k_dpm_2_ancestral": ("dpm2 a", "linspace"),
     "k_dpmpp_2m": ("dpm++ 2m", "linspace"),
+    "euler_ancestral": ("euler a", None),
+    "dpm_2": ("dpm2", None),
+    "dpm_2_ancestral": ("dpm2 a", None),
+    "dpmpp_2s_ancestral": ("dpm++ 2s a", None),
+    "dpmpp_sde": ("dpm++ sde", None),
+    "dpmpp_2m": ("dpm++ 2m", None),
+    "dpmpp_2m_sde": ("dpm++ 2m sde", None),
+    "dpmpp_3m_sde": ("dpm++ 3m sde", None),
     **{
         f"{name} karras": (name, "karras")
         for name in ("euler", "heun", "lms", "dpm2", "dpm2 a", "dpm++ 2s a", "dpm++ sde")

@@ -20,6 +20,8 @@ MAX_SCORES = 1 << 20
 MAX_SCORES_TOGETHER = 1 << 17
 """Largest one of which a CPU handles all heads at once; beyond it, one after the other is faster,
 as the scores of one head stay in its caches."""
+MAX_CUDNN_HEAD = 128
+"""Largest head that cuDNN's fused attention takes on every GPU it runs on."""
 
 
 def dot_product_attention(
@@ -34,7 +36,8 @@ def dot_product_attention(
     """softmax(Q K^T / sqrt(head_dim)) V, exact; products summed, and softmax taken, in float32.
 
     Large inputs go through in blocks of queries, so the tokens x tokens matrix is never stored
-    whole. With `causal`, a query sees the keys up to its own position, of which the
+    whole; those in 16 bits, on NVIDIA's GPUs, through cuDNN's fused attention, which does not
+    store any of it. With `causal`, a query sees the keys up to its own position, of which the
     first query's is `start`; with `mask`, those where it is True, of which there must be one.
     """
     head = partial(_attend, causal=causal, mask=mask, start=start)
@@ -50,7 +53,24 @@ def dot_product_attention(
 
     if query.shape[1] * key.shape[1] <= MAX_SCORES_TOGETHER:
         return together(query, key, value)
-    return jax.lax.platform_dependent(query, key, value, cpu=one_by_one, default=together)
+    ways = {"cpu": one_by_one}
+    if not causal and mask is None and _fits_cudnn(query) and _has_cudnn():
+        ways["cuda"] = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return jax.lax.platform_dependent(query, key, value, **ways, default=together)
+
+
+def _fits_cudnn(query: Float[Array, "batch queries heads head_dim"]) -> bool:
+    head_dim = query.shape[-1]
+    return query.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= MAX_CUDNN_HEAD
+
+
+def _has_cudnn() -> bool:
+    """Whether the GPUs here run cuDNN's fused attention: NVIDIA's since compute capability 8.0."""
+    try:
+        devices = jax.devices("cuda")
+    except RuntimeError:  # there are none, or JAX has been told not to use them
+        return False
+    return all(float(device.compute_capability) >= 8.0 for device in devices)
 
 
 def _attend(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
+from tqdm import tqdm
 
 from sdjax import config
 from sdjax.data import emoji
@@ -49,7 +50,7 @@ def encode_captions(
     """Hidden states float16 [captions, tokens, dim] and pooled float32 [captions, projection]."""
     tower = jax.jit(lambda p, tokens, end: apply(ClipText(text), p, tokens, end))
     hidden, pooled = [], []
-    for start in range(0, len(captions), 256):
+    for start in tqdm(range(0, len(captions), 256), desc="encoding captions", disable=None):
         chunk = captions[start : start + 256]
         tokens = tokenizer(chunk + [""] * (256 - len(chunk)))
         out = tower(params, tokens, jnp.asarray(np.argmax(tokens == tokenizer.eot_id, axis=1)))

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sdjax import config, presets
 from sdjax.data import emoji
+from sdjax.data.varied import in_other_colours, joined, mirrored
 from sdjax.denoisers.unet import UNet
 from sdjax.nn.functional import Params, init_params
 from sdjax.pipelines.clip import clip_of
@@ -36,11 +37,13 @@ def latent_diffusion_task(
     variants: int = 8,
     gamma: float = 5.0,
     drop: float = 0.1,
+    varied: bool = False,
 ) -> Task:
     """Denoising in the latent space of a trained autoencoder, told by a trained, frozen CLIP.
 
     Latents and captions (`variants` an image) are encoded once. Both are given as their model
-    folders, or as the name of a bundled model that holds them.
+    folders, or as the name of a bundled model that holds them. With `varied`, half of each batch
+    are drawings in a mirror or in other colours (`sdjax.data.varied`).
     """
     clip_model = read_model(clip)
     autoencoder_config, autoencoder_params, autoencoder_told = read_autoencoder(autoencoder)
@@ -57,9 +60,12 @@ def latent_diffusion_task(
         defaults=Defaults(steps=30, guidance=3.0, sampler="ddim", spacing="trailing"),
         styles=presets.MINI_STYLES,
     )
-    texts, caption_rows = draw_captions(data, variants, recipe.seed)
+    seen = data
+    if varied:
+        seen = joined(data, mirrored(data), in_other_colours(data, recipe.seed))
+    texts, caption_rows = draw_captions(seen, variants, recipe.seed)
     hidden, pooled = encode_captions(pipe.config.text, pipe.params["text"], pipe.tokenizer, texts)
-    means, stds = encode_latents(autoencoder_config, autoencoder_params, data.images)
+    means, stds = encode_latents(autoencoder_config, autoencoder_params, seen.images)
     shown = [data.captions()[i] for i in stream(len(data.images), 16, 0, seed=99)]
 
     def init(key: jax.Array) -> Params:
@@ -68,7 +74,7 @@ def latent_diffusion_task(
         return init_params(UNet(model), key, x, jnp.zeros(1), context, vector)
 
     def batch(step: int) -> dict[str, Any]:
-        index = stream(len(data.images), recipe.batch, step, recipe.seed)
+        index = _pictures(len(data), len(seen), recipe, step)
         rows = choose_captions(caption_rows[index], step, recipe.seed)
         return {
             "mean": means[index].astype(np.float32),
@@ -102,9 +108,20 @@ def latent_diffusion_task(
                     "gamma": gamma,
                     "drop": drop,
                     "variants": variants,
+                    "varied": varied,
                 },
             },
         }
         save_model(folder, {**pipe.params, "unet": params}, described, "float16")
 
     return Task(init, latent_diffusion_loss(model, schedule, gamma, drop), batch, preview, export)
+
+
+def _pictures(drawn: int, count: int, recipe: Recipe, step: int) -> np.ndarray:
+    """The pictures of a step [batch]: of the `drawn` first, and as many of the others, if any."""
+    if drawn == count:
+        return stream(count, recipe.batch, step, recipe.seed)
+    half = recipe.batch // 2
+    own = stream(drawn, half, step, recipe.seed)
+    others = drawn + stream(count - drawn, recipe.batch - half, step, recipe.seed + 1)
+    return np.concatenate([own, others])

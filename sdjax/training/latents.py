@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from sdjax import config
 from sdjax.image.autoencoder import Autoencoder
@@ -30,7 +31,7 @@ def encode_latents(
         return posterior.mean * model.scaling_factor, std * model.scaling_factor
 
     means, stds = [], []
-    for start in range(0, len(images), 128):
+    for start in tqdm(range(0, len(images), 128), desc="encoding pictures", disable=None):
         pixels = images[start : start + 128]
         empty = np.zeros((128 - len(pixels), *pixels.shape[1:]), np.uint8)
         mean, std = encode(params, np.concatenate([pixels, empty]))

@@ -47,7 +47,7 @@ def main() -> int:
         if done:
             return done
     for path in (*HERE.glob("*.py"), Path(measuring.__file__)):
-        if path.name != Path(__file__).name:
+        if path.stem not in ("setup", "table"):  # what this side needs
             shutil.copy(path, options.dir)
     assert (options.dir / WORKER).is_file()
     print(f"ready: {', '.join(peers)} in {options.dir}")

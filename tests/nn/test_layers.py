@@ -12,7 +12,6 @@ from sdjax.denoisers.unet import UNet
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.clip_image import ClipImage
 from sdjax.image.depth import Depth
-from sdjax.nn import attention
 from sdjax.nn.functional import apply
 from sdjax.nn.layers import GroupNorm, depth_to_space, layer_norm, space_to_depth
 from sdjax.nn.transformer import FeedForward
@@ -105,28 +104,6 @@ def test_space_to_depth_and_back():
     np.testing.assert_array_equal(folded[1, 1, 2].reshape(4, 4, 3), x[1, 4:8, 8:12])
     np.testing.assert_array_equal(depth_to_space(folded, 4), x)
     np.testing.assert_array_equal(space_to_depth(x, 1), x)
-
-
-@pytest.mark.parametrize("together", [attention.MAX_SCORES_TOGETHER, 100])
-@pytest.mark.parametrize("causal", [False, True])
-def test_attention_in_blocks_is_exact_and_so_is_its_gradient(causal, together, monkeypatch):
-    """65 queries are no multiple of the block, as CLIP's image tokens are not."""
-    q, k, v = (jnp.asarray(RNG.normal(size=(2, 65, 2, 4)), jnp.float32) for _ in range(3))
-
-    def total(q):
-        return (attention.dot_product_attention(q, k, v, causal=causal) ** 2).sum()
-
-    whole, whole_slope = jax.value_and_grad(total)(q)
-    monkeypatch.setattr(attention, "MAX_SCORES", 100)
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)
-    monkeypatch.setattr(attention, "LEAST_BLOCK", 16)
-    monkeypatch.setattr(attention, "MAX_SCORES_TOGETHER", together)  # 100: head by head
-    blocks, blocks_slope = jax.value_and_grad(total)(q)
-    np.testing.assert_allclose(blocks, whole, rtol=1e-6)
-    np.testing.assert_allclose(blocks_slope, whole_slope, atol=1e-5)
-    temporary = jax.jit(total).lower(q).as_text()
-    assert "65x65" not in temporary  # no tokens x tokens matrix anywhere
-    assert "80x65" not in temporary and "16x65" in temporary
 
 
 @pytest.mark.parametrize("kind", ["geglu", "gelu"])
