@@ -21,11 +21,13 @@ UNCOLOURED = (
 )
 """Things that keep their colours here: `sdjax.evaluate_composition` asks for them in others."""
 COLOUR_WORDS = frozenset(
-    "black blue brown gold golden green grey orange pink purple rainbow red silver white".split()
-) | {"yellow"}
+    """black blond blue bronze brown gold golden green grey orange pink purple rainbow red silver
+    white yellow""".split()
+)
 """A drawing whose label has one of these is what it says in this colour only."""
 WRITTEN = frozenset(
-    "calendar chart clock dollar dvd euro mark medal musical note notes score zzz".split()
+    """bus calendar chart clock crescent dollar dvd euro globe hundred map mark medal moon musical
+    newspaper note notes score sign stop zzz""".split()
 )
 """Words of labels whose drawings are not the same in a mirror, besides those of all symbols."""
 RECOLOURED = 2

@@ -36,9 +36,10 @@ def dot_product_attention(
     """softmax(Q K^T / sqrt(head_dim)) V, exact; products summed, and softmax taken, in float32.
 
     Large inputs go through in blocks of queries, so the tokens x tokens matrix is never stored
-    whole; those in 16 bits, on NVIDIA's GPUs, through cuDNN's fused attention, which does not
-    store any of it. With `causal`, a query sees the keys up to its own position, of which the
-    first query's is `start`; with `mask`, those where it is True, of which there must be one.
+    whole; those in 16 bits, on NVIDIA's GPUs, through cuDNN's fused attention, which stores none of
+    it and has gradients, but no forward-mode derivative (`jax.jvp`). With `causal`, a query sees
+    the keys up to its own position, of which the first query's is `start`; with `mask`, those where
+    it is True, of which there must be one.
     """
     head = partial(_attend, causal=causal, mask=mask, start=start)
 
@@ -54,21 +55,29 @@ def dot_product_attention(
     if query.shape[1] * key.shape[1] <= MAX_SCORES_TOGETHER:
         return together(query, key, value)
     ways = {"cpu": one_by_one}
-    if not causal and mask is None and _fits_cudnn(query) and _has_cudnn():
-        ways["cuda"] = partial(jax.nn.dot_product_attention, implementation="cudnn")
+    if not causal and mask is None and _fits_cudnn(query, key) and _has_cudnn():
+        ways["cuda"] = _by_cudnn
     return jax.lax.platform_dependent(query, key, value, **ways, default=together)
 
 
-def _fits_cudnn(query: Float[Array, "batch queries heads head_dim"]) -> bool:
-    head_dim = query.shape[-1]
-    return query.dtype.itemsize == 2 and head_dim % 8 == 0 and head_dim <= MAX_CUDNN_HEAD
+def _by_cudnn(query: Array, key: Array, value: Array) -> Array:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+def _fits_cudnn(query: Array, key: Array) -> bool:
+    """Odd lengths have no gradient there; of such there are CLIP's 77 tokens, which are few."""
+    (_, queries, _, head_dim), tokens = query.shape, key.shape[1]
+    even = queries % 2 == tokens % 2 == head_dim % 8 == 0
+    return query.dtype.itemsize == 2 and even and head_dim <= MAX_CUDNN_HEAD
 
 
 def _has_cudnn() -> bool:
     """Whether the GPUs here run cuDNN's fused attention: NVIDIA's since compute capability 8.0."""
     try:
         devices = jax.devices("cuda")
-    except RuntimeError:  # there are none, or JAX has been told not to use them
+        some = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
+        jax.eval_shape(_by_cudnn, some, some, some)  # cuDNN is there, and new enough for them
+    except (RuntimeError, NotImplementedError):
         return False
     return all(float(device.compute_capability) >= 8.0 for device in devices)
 

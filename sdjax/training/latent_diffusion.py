@@ -2,11 +2,12 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 from PIL import Image
 
 from sdjax import config, presets
@@ -60,30 +61,18 @@ def latent_diffusion_task(
         defaults=Defaults(steps=30, guidance=3.0, sampler="ddim", spacing="trailing"),
         styles=presets.MINI_STYLES,
     )
-    seen = data
-    if varied:
-        seen = joined(data, mirrored(data), in_other_colours(data, recipe.seed))
-    texts, caption_rows = draw_captions(seen, variants, recipe.seed)
-    hidden, pooled = encode_captions(pipe.config.text, pipe.params["text"], pipe.tokenizer, texts)
-    means, stds = encode_latents(autoencoder_config, autoencoder_params, seen.images)
+    seen = joined(data, mirrored(data), in_other_colours(data, recipe.seed)) if varied else data
+    told = _encode(pipe, seen, variants, recipe.seed)
     shown = [data.captions()[i] for i in stream(len(data.images), 16, 0, seed=99)]
 
     def init(key: jax.Array) -> Params:
-        vector = None if model.vector_dim is None else jnp.asarray(pooled[:1])
-        x, context = jnp.asarray(means[:1], jnp.float32), jnp.asarray(hidden[:1], jnp.float32)
+        vector = None if model.vector_dim is None else jnp.asarray(told.pooled[:1])
+        x, context = (jnp.asarray(one[:1], jnp.float32) for one in (told.means, told.hidden))
         return init_params(UNet(model), key, x, jnp.zeros(1), context, vector)
 
     def batch(step: int) -> dict[str, Any]:
         index = _pictures(len(data), len(seen), recipe, step)
-        rows = choose_captions(caption_rows[index], step, recipe.seed)
-        return {
-            "mean": means[index].astype(np.float32),
-            "std": stds[index].astype(np.float32),
-            "context": hidden[rows],
-            "vector": pooled[rows],
-            "empty_context": hidden[0],
-            "empty_vector": pooled[0],
-        }
+        return _batch(told, index, choose_captions(told.rows[index], step, recipe.seed))
 
     def preview(params: Params) -> Image.Image:
         drawing = replace(pipe, params={**pipe.params, "unet": params})
@@ -115,6 +104,36 @@ def latent_diffusion_task(
         save_model(folder, {**pipe.params, "unet": params}, described, "float16")
 
     return Task(init, latent_diffusion_loss(model, schedule, gamma, drop), batch, preview, export)
+
+
+class _Encoded(NamedTuple):
+    """What the UNet is trained on. Caption 0 is the empty one."""
+
+    means: Float[np.ndarray, "pictures height width channels"]
+    stds: Float[np.ndarray, "pictures height width channels"]
+    hidden: Float[np.ndarray, "captions tokens dim"]
+    pooled: Float[np.ndarray, "captions projection"]
+    rows: Int[np.ndarray, "pictures variants"]  # the captions of each picture
+
+
+def _encode(pipe: Pipeline, data: emoji.EmojiSet, variants: int, seed: int) -> _Encoded:
+    """Every picture and its captions through the frozen networks."""
+    texts, rows = draw_captions(data, variants, seed)
+    hidden, pooled = encode_captions(pipe.config.text, pipe.params["text"], pipe.tokenizer, texts)
+    means, stds = encode_latents(pipe.config.autoencoder, pipe.params["autoencoder"], data.images)
+    return _Encoded(means, stds, hidden, pooled, rows)
+
+
+def _batch(told: _Encoded, index: np.ndarray, captions: np.ndarray) -> dict[str, Any]:
+    """Of these pictures with these captions."""
+    return {
+        "mean": told.means[index].astype(np.float32),
+        "std": told.stds[index].astype(np.float32),
+        "context": told.hidden[captions],
+        "vector": told.pooled[captions],
+        "empty_context": told.hidden[0],
+        "empty_vector": told.pooled[0],
+    }
 
 
 def _pictures(drawn: int, count: int, recipe: Recipe, step: int) -> np.ndarray:

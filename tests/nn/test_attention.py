@@ -39,8 +39,8 @@ def a_gpu(monkeypatch):
     )
 
 
-def lowered(platform, dtype, tokens=400, head_dim=40, **options):
-    query, key = (jax.ShapeDtypeStruct((2, n, 8, head_dim), dtype) for n in (4096, tokens))
+def lowered(platform, dtype, queries=4096, tokens=400, head_dim=40, **options):
+    query, key = (jax.ShapeDtypeStruct((2, n, 8, head_dim), dtype) for n in (queries, tokens))
 
     def total(q, k, v):
         return attention.dot_product_attention(q, k, v, **options).astype(jnp.float32).sum()
@@ -62,12 +62,14 @@ def test_large_attention_in_16_bits_is_given_to_cudnn(dtype, a_gpu):
     [
         {"dtype": jnp.float32},
         {"tokens": 16},
+        {"tokens": 77},
+        {"queries": 4095},
         {"head_dim": 36},
         {"head_dim": 160},
         {"causal": True},
         {"mask": jnp.ones((2, 400), bool)},
     ],
-    ids=lambda options: next(iter(options)),
+    ids=lambda options: "-".join(str(x) for x in next(iter(options.items())) if np.isscalar(x)),
 )
 def test_what_cudnn_cannot_take_or_need_not(options, a_gpu):
     assert "cudnn" not in lowered("cuda", **{"dtype": jnp.bfloat16, **options})
@@ -78,9 +80,28 @@ class Device:
         self.compute_capability = compute_capability
 
 
-def test_cudnn_is_used_where_all_gpus_run_it(monkeypatch):
-    assert not attention._has_cudnn()
-    for capabilities, has in ((["9.0"], True), (["8.0", "10.3"], True), (["9.0", "7.5"], False)):
-        found = [Device(c) for c in capabilities]
-        monkeypatch.setattr(jax, "devices", lambda backend, found=found: found)
-        assert attention._has_cudnn() is has
+@pytest.mark.parametrize(
+    ("capabilities", "missing", "has"),
+    [
+        (["9.0"], None, True),
+        (["8.0", "10.3"], None, True),
+        (["9.0", "7.5"], None, False),
+        (["9.0"], RuntimeError("cuDNN is not detected."), False),
+        (["10.3"], NotImplementedError("Compute capability 10.3 requires ..."), False),
+        (None, None, False),
+    ],
+)
+def test_cudnn_is_used_where_all_gpus_run_it(capabilities, missing, has, monkeypatch):
+    def devices(backend):
+        if backend != "cuda" or capabilities is None:
+            raise RuntimeError(f"Unknown backend {backend}")
+        return [Device(c) for c in capabilities]
+
+    def fused(query, key, value):
+        if missing is not None:
+            raise missing
+        return query
+
+    monkeypatch.setattr(jax, "devices", devices)
+    monkeypatch.setattr(attention, "_by_cudnn", fused)
+    assert attention._has_cudnn() is has
