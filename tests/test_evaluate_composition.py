@@ -9,8 +9,16 @@ import pytest
 
 from sdjax import presets
 from sdjax.data import emoji
-from sdjax.data.colours import HUES, colour_of, hues, recoloured
-from sdjax.evaluate_composition import COLOURS, THINGS, composed, composition_figures
+from sdjax.evaluate_composition import (
+    COLOURS,
+    HUES,
+    THINGS,
+    colour_of,
+    composed,
+    composition_figures,
+    hues,
+    recoloured,
+)
 from sdjax.evaluate_judge import Judge
 from sdjax.image.judge import Verdict
 

@@ -12,7 +12,6 @@ from PIL import Image
 
 from sdjax import config, presets
 from sdjax.data import emoji
-from sdjax.data.varied import in_other_colours, joined, mirrored
 from sdjax.denoisers.unet import UNet
 from sdjax.nn.functional import Params, init_params
 from sdjax.pipelines.clip import clip_of
@@ -38,13 +37,11 @@ def latent_diffusion_task(
     variants: int = 8,
     gamma: float = 5.0,
     drop: float = 0.1,
-    varied: bool = False,
 ) -> Task:
     """Denoising in the latent space of a trained autoencoder, told by a trained, frozen CLIP.
 
     Latents and captions (`variants` an image) are encoded once. Both are given as their model
-    folders, or as the name of a bundled model that holds them. With `varied`, half of each batch
-    are drawings in a mirror or in other colours (`sdjax.data.varied`).
+    folders, or as the name of a bundled model that holds them.
     """
     clip_model = read_model(clip)
     autoencoder_config, autoencoder_params, autoencoder_told = read_autoencoder(autoencoder)
@@ -61,8 +58,7 @@ def latent_diffusion_task(
         defaults=Defaults(steps=30, guidance=3.0, sampler="ddim", spacing="trailing"),
         styles=presets.MINI_STYLES,
     )
-    seen = joined(data, mirrored(data), in_other_colours(data, recipe.seed)) if varied else data
-    told = _encode(pipe, seen, variants, recipe.seed)
+    told = _encode(pipe, data, variants, recipe.seed)
     shown = [data.captions()[i] for i in stream(len(data.images), 16, 0, seed=99)]
 
     def init(key: jax.Array) -> Params:
@@ -71,7 +67,7 @@ def latent_diffusion_task(
         return init_params(UNet(model), key, x, jnp.zeros(1), context, vector)
 
     def batch(step: int) -> dict[str, Any]:
-        index = _pictures(len(data), len(seen), recipe, step)
+        index = stream(len(data.images), recipe.batch, step, recipe.seed)
         return _batch(told, index, choose_captions(told.rows[index], step, recipe.seed))
 
     def preview(params: Params) -> Image.Image:
@@ -97,7 +93,6 @@ def latent_diffusion_task(
                     "gamma": gamma,
                     "drop": drop,
                     "variants": variants,
-                    "varied": varied,
                 },
             },
         }
@@ -134,13 +129,3 @@ def _batch(told: _Encoded, index: np.ndarray, captions: np.ndarray) -> dict[str,
         "empty_context": told.hidden[0],
         "empty_vector": told.pooled[0],
     }
-
-
-def _pictures(drawn: int, count: int, recipe: Recipe, step: int) -> np.ndarray:
-    """The pictures of a step [batch]: of the `drawn` first, and as many of the others, if any."""
-    if drawn == count:
-        return stream(count, recipe.batch, step, recipe.seed)
-    half = recipe.batch // 2
-    own = stream(drawn, half, step, recipe.seed)
-    others = drawn + stream(count - drawn, recipe.batch - half, step, recipe.seed + 1)
-    return np.concatenate([own, others])

@@ -29,9 +29,6 @@ RECIPES = {
     "latent-diffusion-2": Recipe(
         steps=7300, batch=48, learning_rate=1e-3, warmup=100, decay=0.5, seed=7
     ),
-    "latent-diffusion-3": Recipe(
-        steps=5000, batch=48, learning_rate=8e-4, warmup=100, decay=0.6, seed=13
-    ),
     "latent-decoder": Recipe(
         steps=6300,
         batch=16,
@@ -62,7 +59,6 @@ COMPONENTS = {
     "autoencoder": ("autoencoder",),
     "latent-diffusion": ("unet",),
     "latent-diffusion-2": ("unet",),
-    "latent-diffusion-3": ("unet",),
     "latent-decoder": ("autoencoder",),
     "prior-diffusion": ("prior",),
     "decoder": ("decoder",),
@@ -116,13 +112,7 @@ def _new_task(
         return latent_decoder_task(recipe, _needed(part, "autoencoder", autoencoder))
     if part.startswith("latent-diffusion"):
         needed = _needed(part, "clip", clip), _needed(part, "autoencoder", autoencoder)
-        return latent_diffusion_task(
-            presets.MINI_UNET,
-            presets.MINI_SCHEDULE,
-            recipe,
-            *needed,
-            varied=part == "latent-diffusion-3",
-        )
+        return latent_diffusion_task(presets.MINI_UNET, presets.MINI_SCHEDULE, recipe, *needed)
     towers = _needed(part, "clip", clip)
     if part == "decoder":
         return decoder_task(presets.MINI_DECODER, recipe, towers)

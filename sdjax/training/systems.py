@@ -6,7 +6,6 @@ The run's folder holds a folder of each training, and in `model` what came of al
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +46,17 @@ def _make_mini(part: str, recipe: Recipe, out: Path) -> Task:
 
 
 def _finish_mini(out: Path) -> None:
-    """What latent diffusion's last training wrote, under the run's own name, with the last decoder.
-
-    The trainings before it are told, too.
-    """
-    *before, last_unet = LATENT_DIFFUSIONS
-    components, described = open_model(model_of(out, last_unet))
+    """What latent diffusion's training wrote, under the run's own name, with the last decoder."""
+    components, described = open_model(model_of(out, "latent-diffusion-2"))
+    first = _told(model_of(out, "latent-diffusion"))["latent-diffusion"]
     last, decoder = open_model(model_of(out, "latent-decoder"))
     whole = {name: unflatten(leaves) for name, leaves in (components | last).items()}
     training = described["training"]
-    training[last_unet] = training["latent-diffusion"]
-    training |= {part: _told(model_of(out, part))["latent-diffusion"] for part in before}
-    training["latent-decoder"] = decoder["training"]
+    training |= {
+        "latent-diffusion": first,
+        "latent-diffusion-2": training["latent-diffusion"],
+        "latent-decoder": decoder["training"],
+    }
     described |= {"name": out.resolve().name, "training": training}
     save_model(out / "model", whole, described, "source")
 
@@ -86,15 +84,13 @@ def _finish_dalle2(out: Path) -> None:
     )
 
 
-LATENT_DIFFUSIONS = ("latent-diffusion", "latent-diffusion-2", "latent-diffusion-3")
-"""Trainings of mini's UNet, each begun with the weights of the one before."""
-MINI_PARTS = ("clip", "autoencoder", *LATENT_DIFFUSIONS, "latent-decoder")
+MINI_PARTS = ("clip", "autoencoder", "latent-diffusion", "latent-diffusion-2", "latent-decoder")
 SYSTEMS = {
     "mini": System(
         parts={name: name for name in MINI_PARTS},
         make=_make_mini,
         finish=_finish_mini,
-        starts=dict(pairwise(reversed(LATENT_DIFFUSIONS))),
+        starts={"latent-diffusion-2": "latent-diffusion"},
     ),
     "dalle2-mini": System(
         parts={

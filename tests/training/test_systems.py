@@ -12,14 +12,7 @@ from sdjax.pipelines.models import BUNDLED
 from sdjax.training import systems
 from sdjax.training.loop import RECIPE_FILE, open_run
 from sdjax.training.parts import RECIPES
-from sdjax.training.systems import (
-    LATENT_DIFFUSIONS,
-    SYSTEMS,
-    System,
-    expected_hours,
-    model_of,
-    train_system,
-)
+from sdjax.training.systems import SYSTEMS, System, expected_hours, model_of, train_system
 from sdjax.weights.files import MODEL_FILE, load_model, save_model
 
 STEPS = 6
@@ -57,7 +50,7 @@ def test_parts_are_trained_in_order_and_the_model_is_one(tmp_path):
         said[0] == f"mini: about {sum(hours.values()):.1f} hours on two CPU cores, if none is done"
     )
     assert said[1:] == [
-        f"{i} of 6, {part}: about {time} hours" for i, (part, time) in enumerate(hours.items(), 1)
+        f"{i} of 5, {part}: about {time} hours" for i, (part, time) in enumerate(hours.items(), 1)
     ]
 
 
@@ -70,14 +63,10 @@ def test_what_goes_on_from_another_training_is_told_so(tmp_path):
 
     system = replace(a_system([]), make=make, starts=SYSTEMS["mini"].starts)
     run(tmp_path / "run", system)
-    first, second = (
-        str(model_of(tmp_path / "run", part)) for part in ("latent-diffusion", "latent-diffusion-2")
-    )
-    told = {"latent-diffusion-2": first, "latent-diffusion-3": second}
-    assert starts == dict.fromkeys(SYSTEMS["mini"].parts) | told
-    for part, before in told.items():
-        recipe = open_run(tmp_path / "run" / part, resume=True)
-        assert recipe is not None and recipe.start == before
+    before = str(model_of(tmp_path / "run", "latent-diffusion"))
+    assert starts == dict.fromkeys(SYSTEMS["mini"].parts) | {"latent-diffusion-2": before}
+    recipe = open_run(tmp_path / "run" / "latent-diffusion-2", resume=True)
+    assert recipe is not None and recipe.start == before
 
 
 def test_a_run_that_was_moved_goes_on(tmp_path):
@@ -91,7 +80,7 @@ def test_a_run_that_was_moved_goes_on(tmp_path):
     (tmp_path / "run").rename(tmp_path / "moved")
     made = []
     run(tmp_path / "moved", replace(a_system(made), starts=starts), resume=True)
-    assert made == ["latent-diffusion-2", "latent-diffusion-3", "latent-decoder"]
+    assert made == ["latent-diffusion-2", "latent-decoder"]
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
@@ -108,7 +97,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
     run(tmp_path / "run", system, said, resume=True)
     assert made == list(SYSTEMS["mini"].parts)[1:]
     assert steps[0] == ("autoencoder", 4) and steps[2] == ("latent-diffusion", 0)
-    assert said[1] == "1 of 6, clip: done before"
+    assert said[1] == "1 of 5, clip: done before"
     assert (tmp_path / "run" / "model" / MODEL_FILE).exists()
 
 
@@ -135,7 +124,7 @@ def test_every_part_has_a_recipe_and_hours(name):
 
 
 def test_mini_is_what_its_last_trainings_wrote_under_the_name_of_the_run(tmp_path):
-    for part in LATENT_DIFFUSIONS:
+    for part in ("latent-diffusion", "latent-diffusion-2"):
         whole = model_of(tmp_path / "mine", part)
         whole.parent.mkdir(parents=True)
         whole.symlink_to(BUNDLED / "mini")
@@ -150,8 +139,10 @@ def test_mini_is_what_its_last_trainings_wrote_under_the_name_of_the_run(tmp_pat
     pipe = load(tmp_path / "mine" / "model")
     assert pipe.name == "mine"
     training = load_model(tmp_path / "mine" / "model")[1]["training"]
-    each = dict.fromkeys(LATENT_DIFFUSIONS, described["training"]["latent-diffusion"])
-    assert training == {**described["training"], **each, "latent-decoder": {"steps": 3}}
+    both = dict.fromkeys(
+        ("latent-diffusion", "latent-diffusion-2"), described["training"]["latent-diffusion"]
+    )
+    assert training == {**described["training"], **both, "latent-decoder": {"steps": 3}}
     for file in (BUNDLED / "mini").glob("*.safetensors"):
         source = folder if file.stem == "autoencoder" else BUNDLED / "mini"
         written = (tmp_path / "mine" / "model" / file.name).read_bytes()
