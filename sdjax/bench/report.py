@@ -50,7 +50,8 @@ def _title(result: Mapping[str, Any]) -> str:
     return (
         f"{result['what']} of {result['preset']}: {', '.join(words)}, "
         f"{result['parameters']:,} parameters, {result['gflop']:,.1f} GFLOP a call; "
-        f"{result['pairs']} pairs of {result['calls_per_timing']} calls; "
+        f"{result['pairs']} {'pairs' if result['peers'] else 'timings'} of "
+        f"{result['calls_per_timing']} calls; "
         f"peak of matrix products, GFLOP/s: {peaks}"
     )
 

@@ -1,5 +1,6 @@
 """The samplers by name: what each is, where it comes from, and how its steps are spaced."""
 
+import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -217,9 +218,10 @@ def find_sampler(name: str, spacing: str | None = None) -> tuple[Sampler, Spacin
             raise ValueError(f"{name!r} means the spacing {own!r}, not {spacing!r}: name one only")
         spacing = own or spacing
     if key not in SAMPLERS:
+        near = difflib.get_close_matches(key, (*SAMPLERS, *ALIASES), n=1)
         raise ValueError(
             f"unknown sampler {name!r}: choose among {', '.join(SAMPLERS)}, or a name from other "
-            f"programs: {', '.join(ALIASES)}"
+            f"programs: {', '.join(ALIASES)}" + "".join(f". Did you mean {one}?" for one in near)
         )
     known = {word: word for word in get_args(Spacing)}
     if spacing is not None and spacing not in known:

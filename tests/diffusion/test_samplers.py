@@ -35,6 +35,12 @@ def test_the_readme_holds_the_table():
     assert table() in README.read_text(), "put sdjax.diffusion.samplers.table() into README.md"
 
 
+@pytest.mark.parametrize(("name", "near"), [("eulr", "euler"), ("dpmp_2m", "dpmpp_2m")])
+def test_a_name_with_a_slip_is_told_the_nearest(name, near):
+    with pytest.raises(ValueError, match=rf"unknown sampler .*\. Did you mean {near}\?$"):
+        find_sampler(name)
+
+
 def test_aliases_mean_samplers_in_any_case():
     for alias, (name, _) in ALIASES.items():
         assert name in SAMPLERS and alias not in SAMPLERS
