@@ -296,6 +296,8 @@ MINI_PRIOR = DiffusionPrior(
     schedule=Schedule("cosine", prediction="x0"),
     text_dim=192,
     scale=MINI_EMBEDDING_SCALE,
+    dropout=0.2,
+    text_skip=2048,
 )
 MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
     embedding_dim=160,
@@ -307,4 +309,5 @@ MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
     layers=3,
     heads=4,
     dropout=0.1,
+    text_skip=2048,
 )

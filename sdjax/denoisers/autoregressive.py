@@ -4,12 +4,20 @@ It removes no noise, but takes the place of the diffusion prior, and so is its n
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from sdjax import config
-from sdjax.denoisers.prior import Memory, causal_block, check_text, empty_memory, extend
+from sdjax.denoisers.prior import (
+    Memory,
+    TextSkip,
+    causal_block,
+    check_text,
+    empty_memory,
+    extend,
+)
 from sdjax.nn.layers import layer_norm
 from sdjax.nn.transformer import LAYER_NORM_EPSILON
 from sdjax.shapes import Mask, Sequence, Vectors
@@ -22,7 +30,8 @@ class AutoregressivePrior(nn.Module):
     are projected and stand in it, padding unseen; the text embedding is scaled to elements of about
     1; the dot product and the codes share one table of embeddings and one output layer, which
     gains of their own, channel by channel, turn into other directions for each; the dot product is
-    predicted too, and counts in the loss like any code; blocks as in the diffusion prior.
+    predicted too, and counts in the loss like any code; blocks as in the diffusion prior; and a
+    `TextSkip`, if there is one, has a number for each code, which tilts the logits of its buckets.
     """
 
     config: config.AutoregressivePrior
@@ -40,6 +49,8 @@ class AutoregressivePrior(nn.Module):
         self.norm_final = layer_norm(LAYER_NORM_EPSILON, name="norm_final", dtype=self.dtype)
         self.out_gain = self.param("out_gain", one, (c.codes + 1, c.dim))
         self.out = nn.Dense(c.buckets, dtype=self.dtype)
+        if c.text_skip is not None:
+            self.skip = TextSkip(c.text_skip, c.codes, self.dtype)
 
     def __call__(
         self,
@@ -63,27 +74,50 @@ class AutoregressivePrior(nn.Module):
         seen = jnp.pad(mask, ((0, 0), (0, x.shape[1] - mask.shape[1])), constant_values=True)
         for block in self.blocks:
             x = block(x, mask=seen)
-        return self._logits(x[:, self.config.text_tokens :], self.out_gain)
+        logits = self._logits(x[:, self.config.text_tokens :], self.out_gain)
+        if self.config.text_skip is not None:
+            logits = logits.at[:, 1:].add(self._tilt(self._skip(text_embedding)))
+        return logits
 
     def begin(
         self, text_embedding: Vectors, text: Sequence, mask: Mask
     ) -> tuple[Float[Array, "batch buckets"], Memory]:
         """Logits of the dot product, and the memory of the prefix, with room for all codes."""
         memory = empty_memory(self.config, mask, self.dtype)
+        if self.config.text_skip is not None:
+            memory = memory._replace(skip=self._skip(text_embedding))
         return self._extend(self._prefix(text_embedding, text, mask), memory)
 
     def step(
         self, token: Int[Array, " batch"], memory: Memory
     ) -> tuple[Float[Array, "batch buckets"], Memory]:
         """Logits of the next code, told the last one; the cost is the same for each."""
-        gain = self.code_gain[memory.caches[0].used - self.config.text_tokens - 1]
-        return self._extend(self._embed(token[:, None], gain), memory)
+        code = memory.caches[0].used - self.config.text_tokens - 1
+        logits, memory = self._extend(self._embed(token[:, None], self.code_gain[code]), memory)
+        if memory.skip is not None:
+            logits = logits + self._tilt(memory.skip[:, code])
+        return logits, memory
 
     def _prefix(self, text_embedding: Vectors, text: Sequence, mask: Mask) -> Sequence:
         check_text(self.config, text, mask)
-        # Elements of a unit vector are small; of the size of 1 they are heard from the start.
-        embedding = self.text_embedding(self.config.embedding_dim**0.5 * text_embedding)
+        embedding = self.text_embedding(self._scaled(text_embedding))
         return jnp.concatenate([self.text(text), embedding[:, None]], axis=1)
+
+    def _scaled(self, text_embedding: Vectors) -> Vectors:
+        # Elements of a unit vector are small; of the size of 1 they are heard from the start.
+        return self.config.embedding_dim**0.5 * text_embedding
+
+    def _skip(self, text_embedding: Vectors) -> Vectors:
+        return self.skip(self._scaled(text_embedding)).astype(jnp.float32)
+
+    def _tilt(self, skip: Float[Array, "... codes"]) -> Float[Array, "... codes buckets"]:
+        """What is added to the logits of codes, by the number that a `TextSkip` has for each.
+
+        It rises or falls along the buckets, as the middles of equal shares of a normal value do;
+        the steeper the more buckets there are, of which the right one is so much narrower.
+        """
+        middle = (jnp.arange(self.config.buckets) + 0.5) / self.config.buckets
+        return self.config.buckets * skip[..., None] * jax.scipy.stats.norm.ppf(middle)
 
     def _extend(self, x: Sequence, memory: Memory) -> tuple[Float[Array, "batch buckets"], Memory]:
         first = memory.caches[0].used + jnp.arange(x.shape[1])

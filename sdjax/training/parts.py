@@ -38,11 +38,20 @@ RECIPES = {
         weight_decay=0.0,
         seed=3,
     ),
-    "prior-diffusion": Recipe(steps=3000, batch=64, learning_rate=2e-3, ema=0.995),
+    "latent-decoder-2": Recipe(
+        steps=10_000,
+        batch=16,
+        learning_rate=6e-4,
+        warmup=100,
+        decay=0.7,
+        weight_decay=0.0,
+        seed=11,
+    ),
+    "prior-diffusion": Recipe(steps=1000, batch=64, learning_rate=2e-3, ema=0.995),
     "decoder": Recipe(steps=4900, batch=64, learning_rate=1.2e-3),
     "upsampler-1": Recipe(steps=1500, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
     "upsampler-2": Recipe(steps=2000, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
-    "prior-ar": Recipe(steps=2000, batch=64, learning_rate=4e-3, decay=0.4, ema=0.995),
+    "prior-ar": Recipe(steps=1200, batch=64, learning_rate=4e-3, decay=0.4, ema=0.995),
     "judge": Recipe(
         steps=2000,
         batch=32,
@@ -60,6 +69,7 @@ COMPONENTS = {
     "latent-diffusion": ("unet",),
     "latent-diffusion-2": ("unet",),
     "latent-decoder": ("autoencoder",),
+    "latent-decoder-2": ("autoencoder",),
     "prior-diffusion": ("prior",),
     "decoder": ("decoder",),
     "upsampler-1": ("upsampler", "upsampler_0"),
@@ -108,7 +118,7 @@ def _new_task(
         model = presets.MINI_UPSAMPLERS[int(part.removeprefix("upsampler-")) - 1]
         # A quarter of 64 pixels, as in the paper; half of 32, of which a quarter is too little.
         return upsampler_task(model, recipe, crop=16)
-    if part == "latent-decoder":
+    if part.startswith("latent-decoder"):
         return latent_decoder_task(recipe, _needed(part, "autoencoder", autoencoder))
     if part.startswith("latent-diffusion"):
         needed = _needed(part, "clip", clip), _needed(part, "autoencoder", autoencoder)

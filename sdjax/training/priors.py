@@ -39,13 +39,13 @@ JITTER = 0.3
 of the component's deviation. A code to be predicted has the chances of all buckets under it for its
 target: a classifier is told by nothing else which buckets are neighbours. Not in the paper. The dot
 product's token is of the embedding as it is: it says how well picture and text agree."""
-TEXT_NOISE = 0.1
-"""Scale, at the most, of the noise on text embeddings when the autoregressive prior is trained.
-Not in the paper."""
+LEAST_VARIANCE = 1e-4
+"""Variance of text embeddings in a direction, as a share of the largest, below which a `TextSkip`
+does not hear it as loud as the others."""
 MEASURED = 64
 """Times at which the diffusion prior's error is measured for Analytic-DPM."""
 
-DIFFUSION_DEFAULTS = Defaults(guidance=2.0, candidates=4, steps=6)
+DIFFUSION_DEFAULTS = Defaults(guidance=1.5, candidates=4, steps=6)
 AUTOREGRESSIVE_DEFAULTS = Defaults(guidance=2.0, candidates=8, temperature=0.3)
 """As the small priors answer best. The paper gives the diffusion prior two candidates and 64 steps,
 and says nothing of the other."""
@@ -132,12 +132,12 @@ def autoregressive_prior_loss(
     network = AutoregressivePrior(model)
 
     def loss(params: Params, batch: dict[str, Array], key: Array) -> tuple[Array, Metrics]:
-        key_drop, key_dropout, key_jitter, key_text = jax.random.split(key, 4)
-        image, given = batch["image"], {**batch, "text": noised_texts(batch["text"], key_text)}
+        key_drop, key_dropout, key_jitter = jax.random.split(key, 3)
+        image = batch["image"]
         dots = codes.encode_dot(book, image, batch["text"])
         written = codes.encode(book, jittered(book, image, key_jitter))
         tokens = jnp.concatenate([dots[:, None], written[:, :-1]], axis=1)
-        text, states, mask = _with_drops(given, key_drop, drop)
+        text, states, mask = _with_drops(batch, key_drop, drop)
         logits = apply(network, params, text, states, mask, tokens, dropout=key_dropout)
         wanted = jnp.concatenate(
             [jax.nn.one_hot(dots, model.buckets)[:, None], chances(book, image)], axis=1
@@ -146,13 +146,6 @@ def autoregressive_prior_loss(
         return by_token.mean(), {"first_code": by_token[1]}
 
     return loss
-
-
-def noised_texts(texts: Vectors, key: Array) -> Vectors:
-    """Unit vectors with noise of a length of up to about `TEXT_NOISE` each."""
-    key_length, key_noise = jax.random.split(key)
-    length = jax.random.uniform(key_length, (len(texts), 1), maxval=TEXT_NOISE)
-    return unit(texts + length * texts.shape[1] ** -0.5 * jax.random.normal(key_noise, texts.shape))
 
 
 def chances(book: codes.Codebook, images: Vectors) -> Float[Array, "batch codes buckets"]:
@@ -224,11 +217,14 @@ def diffusion_prior_task(
     towers = load_clip(clip)
     data = embed(towers, emoji.load("train", presets.MINI_STYLES), recipe.seed)
     batch = _batches(data, recipe)
+    canonical = data.texts[data.rows[:, 0]]
 
     def init(key: Array) -> Params:
         one = {name: value[:1] for name, value in batch(0).items()}
         inputs = (one["image"], jnp.zeros(1), one["text"], one["states"], one["mask"])
-        return init_params(DiffusionPrior(model), key, *map(jnp.asarray, inputs))
+        params = init_params(DiffusionPrior(model), key, *map(jnp.asarray, inputs))
+        texts = (model.scale or 1.0) * canonical
+        return params if model.text_skip is None else standardise_text(params, texts)
 
     def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
         times, errors = measure_errors(model, params, batch(recipe.steps), recipe.seed)
@@ -244,6 +240,22 @@ def diffusion_prior_task(
         save_model(folder, {"prior": params}, described, "float16")
 
     return Task(init, diffusion_prior_loss(model, drop), batch, None, export)
+
+
+def standardise_text(params: Params, texts: Float[np.ndarray, "rows dim"]) -> Params:
+    """A prior's fresh parameters, with mean and whitening of `texts` in its `TextSkip`.
+
+    The texts are as the network scales them. What tells one from its neighbours is small beside
+    what tells faces from food: after whitening both are heard.
+    """
+    mean, components, variances = codes.principal_components(texts)
+    heard = np.maximum(variances, LEAST_VARIANCE * variances[0])
+    whitening = components.T * (heard * np.mean(variances / heard)) ** -0.5
+    found = {
+        "mean": jnp.asarray(mean, jnp.float32),
+        "whitening": jnp.asarray(whitening, jnp.float32),
+    }
+    return params | {"skip": params["skip"] | found}
 
 
 def measure_errors(
@@ -284,7 +296,9 @@ def autoregressive_prior_task(
     def init(key: Array) -> Params:
         one = {name: value[:1] for name, value in batch(0).items()}
         inputs = (one["text"], one["states"], one["mask"], np.zeros((1, model.codes), np.int32))
-        return init_params(AutoregressivePrior(model), key, *map(jnp.asarray, inputs))
+        params = init_params(AutoregressivePrior(model), key, *map(jnp.asarray, inputs))
+        texts = model.embedding_dim**0.5 * canonical
+        return params if model.text_skip is None else standardise_text(params, texts)
 
     def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
         described = {

@@ -49,13 +49,14 @@ def _finish_mini(out: Path) -> None:
     """What latent diffusion's training wrote, under the run's own name, with the last decoder."""
     components, described = open_model(model_of(out, "latent-diffusion-2"))
     first = _told(model_of(out, "latent-diffusion"))["latent-diffusion"]
-    last, decoder = open_model(model_of(out, "latent-decoder"))
+    last, decoder = open_model(model_of(out, "latent-decoder-2"))
     whole = {name: unflatten(leaves) for name, leaves in (components | last).items()}
     training = described["training"]
     training |= {
         "latent-diffusion": first,
         "latent-diffusion-2": training["latent-diffusion"],
-        "latent-decoder": decoder["training"],
+        "latent-decoder": _told(model_of(out, "latent-decoder")),
+        "latent-decoder-2": decoder["training"],
     }
     described |= {"name": out.resolve().name, "training": training}
     save_model(out / "model", whole, described, "source")
@@ -84,13 +85,23 @@ def _finish_dalle2(out: Path) -> None:
     )
 
 
-MINI_PARTS = ("clip", "autoencoder", "latent-diffusion", "latent-diffusion-2", "latent-decoder")
+MINI_PARTS = (
+    "clip",
+    "autoencoder",
+    "latent-diffusion",
+    "latent-diffusion-2",
+    "latent-decoder",
+    "latent-decoder-2",
+)
 SYSTEMS = {
     "mini": System(
         parts={name: name for name in MINI_PARTS},
         make=_make_mini,
         finish=_finish_mini,
-        starts={"latent-diffusion-2": "latent-diffusion"},
+        starts={
+            "latent-diffusion-2": "latent-diffusion",
+            "latent-decoder-2": "latent-decoder",
+        },
     ),
     "dalle2-mini": System(
         parts={

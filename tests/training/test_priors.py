@@ -87,6 +87,24 @@ def test_two_steps_and_what_is_written_can_be_sampled(few, kind, tmp_path):
     assert report["text"]["cosine"] > 0.6 > abs(report["prior"]["cosine"])
 
 
+def test_a_text_skip_begins_with_the_directions_of_texts_alike():
+    texts = priors.unit_rows(6, 500) * np.linspace(0.1, 2, 12) + 3.0
+    fresh = {"mean": jnp.zeros(12), "whitening": jnp.eye(12), "out": jnp.ones(3)}
+    params = training.standardise_text({"skip": fresh, "query": jnp.ones(4)}, texts)
+    seen = (texts - params["skip"]["mean"]) @ params["skip"]["whitening"]
+    np.testing.assert_allclose(np.cov(seen.T, bias=True), np.eye(12), atol=1e-3)
+    np.testing.assert_allclose(seen.mean(0), 0, atol=1e-4)
+    assert params["skip"]["out"] is fresh["out"] and params["query"].shape == (4,)
+
+
+def test_directions_in_which_texts_hardly_spread_are_not_blown_up():
+    texts = priors.unit_rows(6, 500) * np.array([1.0] * 11 + [1e-6])
+    fresh = {"skip": {"mean": jnp.zeros(12), "whitening": jnp.eye(12)}}
+    skip = training.standardise_text(fresh, texts)["skip"]
+    spread = np.std((texts - skip["mean"]) @ skip["whitening"], axis=0)
+    assert spread.min() < 1e-3 and abs(np.mean(spread**2) - 1) < 1e-3
+
+
 def test_dropped_texts_are_the_empty_one():
     given = batch(300)
     text, states, mask = training._with_drops(given, jax.random.key(0), 0.3)
@@ -107,7 +125,6 @@ def test_the_loss_of_the_diffusion_prior_is_of_x0_in_its_scale():
 
 def test_the_loss_of_codes_is_their_cross_entropy(monkeypatch):
     monkeypatch.setattr(training, "JITTER", 1e-6)
-    monkeypatch.setattr(training, "TEXT_NOISE", 0.0)
     book, given = priors.book(), batch()
     loss = training.autoregressive_prior_loss(priors.CODES, book, drop=0.0)
     value, _ = loss(priors.CODES_PARAMS, given, jax.random.key(0))
@@ -142,15 +159,6 @@ def test_the_chances_of_buckets_are_how_often_moved_pictures_fall_in_them():
     moved = codes.encode(book, image + noise @ book.components)
     counted = jax.nn.one_hot(moved, book.centres.shape[1]).mean(0)
     np.testing.assert_allclose(chances[0], counted, atol=0.015)
-
-
-def test_texts_move_a_little_and_keep_their_length():
-    texts = jnp.asarray(priors.unit_rows(6, 1)).repeat(4000, axis=0)
-    moved = training.noised_texts(texts, jax.random.key(0))
-    np.testing.assert_allclose(jnp.linalg.norm(moved, axis=1), 1, rtol=1e-5)
-    cosines = jnp.sum(moved * texts, axis=1)
-    assert 0.5 * training.TEXT_NOISE**2 < 1 - cosines.min() < 3 * training.TEXT_NOISE**2
-    np.testing.assert_allclose(1 - cosines.mean(), training.TEXT_NOISE**2 / 6, rtol=0.15)
 
 
 def test_a_prior_needs_a_clip():

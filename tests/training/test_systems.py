@@ -50,7 +50,7 @@ def test_parts_are_trained_in_order_and_the_model_is_one(tmp_path):
         said[0] == f"mini: about {sum(hours.values()):.1f} hours on two CPU cores, if none is done"
     )
     assert said[1:] == [
-        f"{i} of 5, {part}: about {time} hours" for i, (part, time) in enumerate(hours.items(), 1)
+        f"{i} of 6, {part}: about {time} hours" for i, (part, time) in enumerate(hours.items(), 1)
     ]
 
 
@@ -63,10 +63,12 @@ def test_what_goes_on_from_another_training_is_told_so(tmp_path):
 
     system = replace(a_system([]), make=make, starts=SYSTEMS["mini"].starts)
     run(tmp_path / "run", system)
-    before = str(model_of(tmp_path / "run", "latent-diffusion"))
-    assert starts == dict.fromkeys(SYSTEMS["mini"].parts) | {"latent-diffusion-2": before}
-    recipe = open_run(tmp_path / "run" / "latent-diffusion-2", resume=True)
-    assert recipe is not None and recipe.start == before
+    for part in ("latent-diffusion", "latent-decoder"):
+        before = str(model_of(tmp_path / "run", part))
+        assert starts.pop(f"{part}-2") == before
+        recipe = open_run(tmp_path / "run" / f"{part}-2", resume=True)
+        assert recipe is not None and recipe.start == before
+    assert starts.keys() < set(SYSTEMS["mini"].parts) and not any(starts.values())
 
 
 def test_a_run_that_was_moved_goes_on(tmp_path):
@@ -80,7 +82,7 @@ def test_a_run_that_was_moved_goes_on(tmp_path):
     (tmp_path / "run").rename(tmp_path / "moved")
     made = []
     run(tmp_path / "moved", replace(a_system(made), starts=starts), resume=True)
-    assert made == ["latent-diffusion-2", "latent-decoder"]
+    assert made == ["latent-diffusion-2", "latent-decoder", "latent-decoder-2"]
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
@@ -97,7 +99,7 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tmp_path):
     run(tmp_path / "run", system, said, resume=True)
     assert made == list(SYSTEMS["mini"].parts)[1:]
     assert steps[0] == ("autoencoder", 4) and steps[2] == ("latent-diffusion", 0)
-    assert said[1] == "1 of 5, clip: done before"
+    assert said[1] == "1 of 6, clip: done before"
     assert (tmp_path / "run" / "model" / MODEL_FILE).exists()
 
 
@@ -129,12 +131,14 @@ def test_mini_is_what_its_last_trainings_wrote_under_the_name_of_the_run(tmp_pat
         whole.parent.mkdir(parents=True)
         whole.symlink_to(BUNDLED / "mini")
     components, described = load_model(BUNDLED / "mini")
-    better = jax.tree.map(lambda x: x + 1, components["autoencoder"])
-    last = {"kind": "autoencoder", "config": described["config"]["autoencoder"]}
-    last["training"] = {"steps": 3}
-    folder = model_of(tmp_path / "mine", "latent-decoder")
-    folder.parent.mkdir()
-    save_model(folder, {"autoencoder": better}, last, "float16")
+    decoders = {"latent-decoder": {"steps": 2}, "latent-decoder-2": {"steps": 3}}
+    folder = tmp_path
+    for part, told in decoders.items():
+        better = jax.tree.map(lambda x, by=told["steps"]: x + by, components["autoencoder"])
+        last = {"kind": "autoencoder", "config": described["config"]["autoencoder"]}
+        folder = model_of(tmp_path / "mine", part)
+        folder.parent.mkdir()
+        save_model(folder, {"autoencoder": better}, last | {"training": told}, "float16")
     SYSTEMS["mini"].finish(tmp_path / "mine")
     pipe = load(tmp_path / "mine" / "model")
     assert pipe.name == "mine"
@@ -142,7 +146,7 @@ def test_mini_is_what_its_last_trainings_wrote_under_the_name_of_the_run(tmp_pat
     both = dict.fromkeys(
         ("latent-diffusion", "latent-diffusion-2"), described["training"]["latent-diffusion"]
     )
-    assert training == {**described["training"], **both, "latent-decoder": {"steps": 3}}
+    assert training == {**described["training"], **both, **decoders}
     for file in (BUNDLED / "mini").glob("*.safetensors"):
         source = folder if file.stem == "autoencoder" else BUNDLED / "mini"
         written = (tmp_path / "mine" / "model" / file.name).read_bytes()
