@@ -296,8 +296,6 @@ MINI_PRIOR = DiffusionPrior(
     schedule=Schedule("cosine", prediction="x0"),
     text_dim=192,
     scale=MINI_EMBEDDING_SCALE,
-    dropout=0.2,
-    text_skip=2048,
 )
 MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
     embedding_dim=160,
@@ -308,6 +306,6 @@ MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
     dim=128,
     layers=3,
     heads=4,
-    dropout=0.1,
+    dropout=0.2,
     text_skip=2048,
 )

@@ -26,7 +26,6 @@ class DiffusionPrior:
     vocab_size: int | None = None  # rows of its own token embedding; None: it reads hidden states
     scale: float | None = None  # of unit vectors; None: standardised by stored mean and deviation
     dropout: float = 0.0  # in training
-    text_skip: int | None = None  # width of its `TextSkip`, if it has one; the paper's has none
 
     def __post_init__(self) -> None:
         _check(self)

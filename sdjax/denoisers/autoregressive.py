@@ -10,17 +10,43 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from sdjax import config
-from sdjax.denoisers.prior import (
-    Memory,
-    TextSkip,
-    causal_block,
-    check_text,
-    empty_memory,
-    extend,
-)
+from sdjax.denoisers.prior import Memory, causal_block, check_text, empty_memory, extend
 from sdjax.nn.layers import layer_norm
 from sdjax.nn.transformer import LAYER_NORM_EPSILON
 from sdjax.shapes import Mask, Sequence, Vectors
+
+
+def identity(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
+    """A square matrix that leaves vectors as they are."""
+    return jnp.eye(*shape, dtype=dtype)
+
+
+class TextSkip(nn.Module):
+    """A wide perceptron from the text embedding to the answer, past the transformer.
+
+    One wide hidden layer is close to a kernel regression. Of a few thousand texts it learns what
+    holds for new ones, where deep and narrow blocks learn the texts by heart. Not in the paper.
+
+    Mean and whitening are of the text embeddings of the training, and do not learn.
+    """
+
+    width: int
+    features: int
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, text_embedding: Vectors) -> Vectors:
+        dim, zeros = text_embedding.shape[-1], nn.initializers.zeros
+        mean = self.param("mean", zeros, (dim,))
+        whitening = self.param("whitening", identity, (dim, dim))
+        mean, whitening = jax.lax.stop_gradient((mean, whitening))
+        # Some directions are heard a hundred times as loud as others: rounding must not be.
+        x = jnp.matmul(text_embedding - mean, whitening, precision="highest")
+        spread = nn.initializers.normal(1.0)
+        hidden = nn.Dense(self.width, bias_init=spread, dtype=self.dtype, name="hidden")
+        out = nn.Dense(self.features, kernel_init=zeros, dtype=self.dtype, name="out")
+        # Adam moves every weight alike: the more there are, the more it moves their sum.
+        return out(4 * self.width**-0.5 * nn.gelu(hidden(x), approximate=False))
 
 
 class AutoregressivePrior(nn.Module):

@@ -4,10 +4,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array
 
 from sdjax import config
 from sdjax.nn.attention import Cache
@@ -22,49 +20,15 @@ class Memory(NamedTuple):
 
     caches: tuple[Cache, ...]  # of each block
     mask: Mask  # over all positions: which of them are no padding
-    skip: Vectors | None = None  # of the text embedding, past the blocks
-
-
-def identity(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """A square matrix that leaves vectors as they are."""
-    return jnp.eye(*shape, dtype=dtype)
-
-
-class TextSkip(nn.Module):
-    """A wide perceptron from the text embedding to the answer, past the transformer.
-
-    One wide hidden layer is close to a kernel regression. Of a few thousand texts it learns what
-    holds for new ones, where deep and narrow blocks learn the texts by heart. Not in the paper.
-
-    Mean and whitening are of the text embeddings of the training, and do not learn.
-    """
-
-    width: int
-    features: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, text_embedding: Vectors) -> Vectors:
-        dim, zeros = text_embedding.shape[-1], nn.initializers.zeros
-        mean = self.param("mean", zeros, (dim,))
-        whitening = self.param("whitening", identity, (dim, dim))
-        mean, whitening = jax.lax.stop_gradient((mean, whitening))
-        # Some directions are heard a hundred times as loud as others: rounding must not be.
-        x = jnp.matmul(text_embedding - mean, whitening, precision="highest")
-        spread = nn.initializers.normal(1.0)
-        hidden = nn.Dense(self.width, bias_init=spread, dtype=self.dtype, name="hidden")
-        out = nn.Dense(self.features, kernel_init=zeros, dtype=self.dtype, name="out")
-        # Adam moves every weight alike: the more there are, the more it moves their sum.
-        return out(4 * self.width**-0.5 * nn.gelu(hidden(x), approximate=False))
+    skip: Vectors | None = None  # what goes past the blocks: see `TextSkip`
 
 
 class DiffusionPrior(nn.Module):
     """A causal transformer over [text, text embedding, time, noised image embedding, query].
 
-    The output at the last position, a learned query, is x0 (arXiv 2204.06125, section 2.2), to
-    which a `TextSkip`, if there is one, is added. What the paper leaves open is as in Karlo:
-    learned positions, exact GELU, four times the width in the feed-forward layers, a norm before
-    the output, padding of the text unseen.
+    The output at the last position, a learned query, is x0 (arXiv 2204.06125, section 2.2). What
+    the paper leaves open is as in Karlo: learned positions, exact GELU, four times the width in the
+    feed-forward layers, a norm before the output, padding of the text unseen.
 
     As each position sees only those before it, the text's part of the work is the same at every
     time: `begin` does it once, and `step` the rest at one noise level. Together they are a call.
@@ -88,8 +52,6 @@ class DiffusionPrior(nn.Module):
         self.blocks = [causal_block(c, self.dtype, layer) for layer in range(c.layers)]
         self.norm_final = layer_norm(LAYER_NORM_EPSILON, name="norm_final", dtype=self.dtype)
         self.out = nn.Dense(c.embedding_dim, dtype=self.dtype)
-        if c.text_skip is not None:
-            self.skip = TextSkip(c.text_skip, c.embedding_dim, self.dtype)
 
     def __call__(
         self,
@@ -117,8 +79,6 @@ class DiffusionPrior(nn.Module):
         embedding = self.text_embedding(text_embedding)[:, None]
         x = jnp.concatenate([self.text(text), embedding], axis=1)
         memory = empty_memory(c, mask, self.dtype)
-        if c.text_skip is not None:
-            memory = memory._replace(skip=self.skip(text_embedding))
         return extend(self.blocks, x + self._positions(0, x.shape[1]), memory)[1]
 
     def step(self, noised: Vectors, time: Timesteps, memory: Memory) -> Vectors:
@@ -129,9 +89,7 @@ class DiffusionPrior(nn.Module):
         x = jnp.stack([clock, self.image_embedding(noised), query], axis=1)
         x = x + self._positions(c.text_tokens + 1, c.positions)
         x, _ = extend(self.blocks, x, memory)
-        answer = self.out(self.norm_final(x[:, -1]))
-        answer = answer if memory.skip is None else answer + memory.skip
-        return answer.astype(jnp.float32)
+        return self.out(self.norm_final(x[:, -1])).astype(jnp.float32)
 
     def _positions(self, first: int, last: int) -> Sequence:
         return jnp.asarray(self.position_embedding[None, first:last], self.dtype)

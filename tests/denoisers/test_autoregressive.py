@@ -4,13 +4,14 @@ from dataclasses import replace
 from statistics import NormalDist
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_models as tiny
 import tiny_priors as priors
 
-from sdjax.denoisers.autoregressive import AutoregressivePrior
-from sdjax.denoisers.prior import TextSkip
+from sdjax.denoisers.autoregressive import AutoregressivePrior, TextSkip
+from sdjax.denoisers.prior import repeat
 from sdjax.nn.functional import apply
 from sdjax.weights.karlo_prior import autoregressive_shapes
 
@@ -55,6 +56,34 @@ def test_a_text_skip_tilts_the_logits_of_each_code_along_its_buckets():
     np.testing.assert_allclose(tilt[:, 1:], wanted, atol=1e-5)
 
 
+def test_a_text_skip_is_a_perceptron_of_the_standardised_text_embedding():
+    texts, skip = jnp.asarray(priors.unit_rows(2, 3)), SKIPS_PARAMS["skip"]
+    x = (np.array(texts) - skip["mean"]) @ skip["whitening"]
+    hidden = jax.nn.gelu(x @ skip["hidden"]["kernel"] + skip["hidden"]["bias"], approximate=False)
+    wanted = 4 / 7**0.5 * hidden @ skip["out"]["kernel"] + skip["out"]["bias"]
+    np.testing.assert_allclose(apply(TextSkip(7, MODEL.codes), skip, texts), wanted, atol=1e-5)
+
+
+def test_a_fresh_text_skip_says_nothing_and_its_statistics_do_not_learn():
+    skip, texts = TextSkip(7, 3), jnp.asarray(priors.unit_rows(2, 4))
+    params = skip.init(jax.random.key(0), texts)["params"]
+    np.testing.assert_array_equal(apply(skip, params, texts), np.zeros((4, 3)))
+    params = jax.tree.map(lambda p: p + 0.1, params)
+    slopes = jax.grad(lambda p: jnp.sum(apply(skip, p, texts)))(params)
+    for name in ("mean", "whitening"):
+        np.testing.assert_array_equal(slopes[name], 0)
+    assert np.abs(slopes["hidden"]["kernel"]).max() > 1e-3
+
+
+def test_continuations_of_one_text_are_all_told_its_skip():
+    text, network = priors.text(), AutoregressivePrior(SKIPS)
+    memory = repeat(apply(network, SKIPS_PARAMS, *text, method="begin")[1], 2)
+    rows = np.array([0, 0, 1, 1, 2, 2])
+    logits, _ = apply(network, SKIPS_PARAMS, TOKENS[rows, 0], memory, method="step")
+    wanted = whole(text, model=SKIPS, params=SKIPS_PARAMS)[rows, 1]
+    np.testing.assert_allclose(logits, wanted, atol=2e-6)
+
+
 def test_a_step_costs_the_same_wherever_it_is():
     text = priors.text()
     _, memory = apply(NETWORK, PARAMS, *text, method="begin")
@@ -89,6 +118,7 @@ def test_padding_is_not_seen_and_the_text_is():
     [
         ({"codes": 13}, "13 codes of an embedding of 12"),
         ({"buckets": 7}, "7 buckets have no top half"),
+        ({"text_skip": 0}, r"text_skip 0 must be in \[1,"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(changes, words):

@@ -10,7 +10,7 @@ import tiny_models as tiny
 import tiny_priors as priors
 
 from sdjax import config
-from sdjax.denoisers.prior import DiffusionPrior, TextSkip, repeat
+from sdjax.denoisers.prior import DiffusionPrior
 from sdjax.nn.functional import apply
 from sdjax.weights.karlo_prior import prior_shapes
 
@@ -60,38 +60,6 @@ def test_token_ids_through_a_table_of_its_own():
     assert np.abs(other - run(text, params=params, model=model))[0].max() > 1e-4
 
 
-def test_a_text_skip_adds_a_perceptron_of_the_standardised_text_embedding():
-    model, text = replace(MODEL, text_skip=7), priors.text()
-    skip = tiny.fill(prior_shapes(model), 5)["skip"]
-    x = (np.array(text.embedding) - skip["mean"]) @ skip["whitening"]
-    hidden = jax.nn.gelu(x @ skip["hidden"]["kernel"] + skip["hidden"]["bias"], approximate=False)
-    added = 4 / 7**0.5 * hidden @ skip["out"]["kernel"] + skip["out"]["bias"]
-    both = run(text, params=PARAMS | {"skip": skip}, model=model)
-    assert np.abs(added).max() > 0.1
-    np.testing.assert_allclose(both, run(text) + added, atol=1e-5)
-
-
-def test_a_fresh_text_skip_adds_nothing_and_its_statistics_do_not_learn():
-    skip, texts = TextSkip(7, 3), jnp.asarray(priors.unit_rows(2, 4))
-    params = skip.init(jax.random.key(0), texts)["params"]
-    np.testing.assert_array_equal(apply(skip, params, texts), np.zeros((4, 3)))
-    params = jax.tree.map(lambda p: p + 0.1, params)
-    slopes = jax.grad(lambda p: jnp.sum(apply(skip, p, texts)))(params)
-    for name in ("mean", "whitening"):
-        np.testing.assert_array_equal(slopes[name], 0)
-    assert np.abs(slopes["hidden"]["kernel"]).max() > 1e-3
-
-
-def test_continuations_of_one_text_are_all_told_its_skip():
-    model, text = replace(MODEL, text_skip=7), priors.text()
-    params = PARAMS | {"skip": tiny.fill(prior_shapes(model), 5)["skip"]}
-    network = DiffusionPrior(model)
-    memory = repeat(apply(network, params, *text, method="begin"), 2)
-    rows = jnp.array([0, 0, 1, 1, 2, 2])
-    told = apply(network, params, NOISED[rows], TIME[rows], memory, method="step")
-    np.testing.assert_allclose(told, run(text, params=params, model=model)[rows], atol=1e-6)
-
-
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -102,7 +70,6 @@ def test_continuations_of_one_text_are_all_told_its_skip():
         ({"scale": 0.0}, "scale 0.0 must be above 0"),
         ({"schedule": config.Schedule("cosine")}, "it predicts x0, not 'eps'"),
         ({"dropout": 1.0}, r"dropout 1.0 must be in \[0, 1\)"),
-        ({"text_skip": 0}, r"text_skip 0 must be in \[1,"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(changes, words):
