@@ -243,7 +243,7 @@ def standardise_text(params: Params, texts: Float[np.ndarray, "rows dim"]) -> Pa
     """A prior's fresh parameters, with mean and whitening of `texts` in its `TextSkip`.
 
     The texts are as the network scales them. What tells one from its neighbours is small beside
-    what tells faces from food: after whitening both are heard.
+    what tells faces from food: after whitening both are heard, down to `LEAST_VARIANCE`.
     """
     mean, components, variances = codes.principal_components(texts)
     heard = np.maximum(variances, LEAST_VARIANCE * variances[0])
