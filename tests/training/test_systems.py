@@ -68,7 +68,8 @@ def test_what_goes_on_from_another_training_is_told_so(tmp_path):
         assert starts.pop(f"{part}-2") == before
         recipe = open_run(tmp_path / "run" / f"{part}-2", resume=True)
         assert recipe is not None and recipe.start == before
-    assert starts.keys() < set(SYSTEMS["mini"].parts) and not any(starts.values())
+    others = [part for part in SYSTEMS["mini"].parts if not part.endswith("-2")]
+    assert starts == dict.fromkeys(others)
 
 
 def test_a_run_that_was_moved_goes_on(tmp_path):
