@@ -1,7 +1,7 @@
 """The autoencoder's decoder trained further: latents stay what they are, and so do denoisers.
 
 A latent that a denoiser made up is never quite one of a picture. The decoder learns here to draw
-clean pictures from latents that are a little off: by noise, or as a whole model redraws them.
+clean pictures from latents that are a little off.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Array
 from PIL import Image
 
-from sdjax import config, presets
+from sdjax import config
 from sdjax.data import emoji
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.preprocess import grid, to_float, to_pixels
@@ -22,7 +22,6 @@ from sdjax.nn.functional import Params, apply
 from sdjax.training.latents import Folder, encode_latents, read_autoencoder
 from sdjax.training.loop import Task, stream
 from sdjax.training.losses import random_shift
-from sdjax.training.redrawn import redraw
 from sdjax.training.state import Loss, Metrics, Recipe
 from sdjax.training.tasks import SHIFT
 from sdjax.weights.config_json import to_json
@@ -43,26 +42,20 @@ def latent_decoder_loss(model: config.Autoencoder, shift: int, noise: float) -> 
     deviation for every picture, as in arXiv 2510.11690, section 4.3. That it is even between 0 and
     `noise`, and that the first `CLEAN` of the (shuffled) batch get none, are choices of ours.
 
-    batch: pixels uint8 [batch, h, w, 3], and encoder, the parameters that are not trained; redrawn
-    [more, h, w, c] too, latents that are decoded as they are, if there are any, and the pictures
-    wanted of them, true uint8 [more, h, w, 3].
+    batch: pixels uint8 [batch, h, w, 3], and encoder, the parameters that are not trained.
     params: the decoder's, "decoder" and "post_quant".
     """
     network = Autoencoder(model)
 
     def loss(params: Params, batch: dict[str, Any], key: Array) -> tuple[Array, Metrics]:
         key_shift, key_mirror, key_level, key_noise = jax.random.split(key, 4)
-        redrawn = batch.get("redrawn", [])
         shape = (len(batch["pixels"]), 1, 1, 1)
-        clean = math.ceil(CLEAN * (shape[0] + len(redrawn)))  # pictures, the first ones
+        clean = math.ceil(CLEAN * len(batch["pixels"]))  # pictures, the first ones
         images = to_float(random_shift(batch["pixels"], key_shift, shift))
         images = jnp.where(jax.random.bernoulli(key_mirror, 0.5, shape), images[:, :, ::-1], images)
         z = apply(network, batch["encoder"], images, method="encode").mean * model.scaling_factor
         level = jax.random.uniform(key_level, shape, maxval=noise).at[:clean].set(0.0)
         z = z + level * jax.random.normal(key_noise, z.shape)
-        if len(redrawn):
-            z = jnp.concatenate([z, redrawn])
-            images = jnp.concatenate([images, to_float(batch["true"])])
         error = apply(network, params, z, method="decode") - images
         psnr = 10 * jnp.log10(4.0 / jnp.mean(error[:clean] ** 2))
         return jnp.mean(jnp.abs(error)) + jnp.mean(error**2), {"psnr": psnr}
@@ -70,12 +63,8 @@ def latent_decoder_loss(model: config.Autoencoder, shift: int, noise: float) -> 
     return loss
 
 
-def latent_decoder_task(recipe: Recipe, autoencoder: Folder, drawer: Folder | None = None) -> Task:
-    """More training for the decoder of a trained autoencoder, or of that in a whole model.
-
-    With `drawer`, a whole model of the same latents, half of each batch are pictures that it
-    redraws once, before the training.
-    """
+def latent_decoder_task(recipe: Recipe, autoencoder: Folder) -> Task:
+    """More training for the decoder of a trained autoencoder, or of that in a whole model."""
     model, params, told = read_autoencoder(autoencoder)
     data, held_out = emoji.load("train"), emoji.load("test")
     shown = held_out.images[:: max(len(held_out.images) // 16, 1)][:16]
@@ -86,21 +75,9 @@ def latent_decoder_task(recipe: Recipe, autoencoder: Folder, drawer: Folder | No
     def init(key: jax.Array) -> Params:
         return {name: params[name] for name in TRAINED}
 
-    known = emoji.load("train", presets.MINI_STYLES)
-    redrawn = None if drawer is None else redraw(drawer, known, recipe.seed)
-    more = 0 if redrawn is None else recipe.batch // 2
-    shares = {"noise": NOISE, "clean": CLEAN, **({"redrawn": 0.5} if more else {})}
-
     def batch(step: int) -> dict[str, Any]:
-        index = stream(len(data.images), recipe.batch - more, step, recipe.seed)
-        given = {"pixels": data.images[index], "encoder": encoder}
-        if redrawn is None:
-            return given
-        rows = stream(len(redrawn.latents), more, step, recipe.seed + 1)
-        return given | {
-            "redrawn": redrawn.latents[rows].astype(np.float32),
-            "true": known.images[redrawn.pictures[rows]],
-        }
+        index = stream(len(data.images), recipe.batch, step, recipe.seed)
+        return {"pixels": data.images[index], "encoder": encoder}
 
     def preview(params: Params) -> Image.Image:
         decoded = to_pixels(decode(params, latents.astype(np.float32)))
@@ -110,7 +87,7 @@ def latent_decoder_task(recipe: Recipe, autoencoder: Folder, drawer: Folder | No
         described = {
             "kind": "autoencoder",
             "config": to_json(model),
-            "training": {**facts, **shares, "autoencoder": told},
+            "training": {**facts, "noise": NOISE, "clean": CLEAN, "autoencoder": told},
         }
         save_model(folder, {"autoencoder": {**encoder, **params}}, described, "float16")
 

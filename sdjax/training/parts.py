@@ -47,15 +47,6 @@ RECIPES = {
         weight_decay=0.0,
         seed=11,
     ),
-    "latent-decoder-3": Recipe(
-        steps=7000,
-        batch=16,
-        learning_rate=5e-4,
-        warmup=100,
-        decay=0.7,
-        weight_decay=0.0,
-        seed=13,
-    ),
     "prior-diffusion": Recipe(steps=3000, batch=64, learning_rate=2e-3, ema=0.995),
     "decoder": Recipe(steps=4900, batch=64, learning_rate=1.2e-3),
     "upsampler-1": Recipe(steps=1500, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
@@ -79,7 +70,6 @@ COMPONENTS = {
     "latent-diffusion-2": ("unet",),
     "latent-decoder": ("autoencoder",),
     "latent-decoder-2": ("autoencoder",),
-    "latent-decoder-3": ("autoencoder",),
     "prior-diffusion": ("prior",),
     "decoder": ("decoder",),
     "upsampler-1": ("upsampler", "upsampler_0"),
@@ -128,9 +118,6 @@ def _new_task(
         model = presets.MINI_UPSAMPLERS[int(part.removeprefix("upsampler-")) - 1]
         # A quarter of 64 pixels, as in the paper; half of 32, of which a quarter is too little.
         return upsampler_task(model, recipe, crop=16)
-    if part == "latent-decoder-3":  # its autoencoder is in the whole model, which redraws
-        whole = _needed(part, "autoencoder", autoencoder)
-        return latent_decoder_task(recipe, whole, drawer=whole)
     if part.startswith("latent-decoder"):
         return latent_decoder_task(recipe, _needed(part, "autoencoder", autoencoder))
     if part.startswith("latent-diffusion"):

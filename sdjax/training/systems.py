@@ -42,8 +42,6 @@ def model_of(out: Path, part: str) -> Path:
 
 def _make_mini(part: str, recipe: Recipe, out: Path) -> Task:
     needed = (model_of(out, "clip"), model_of(out, "autoencoder"))
-    if part == "latent-decoder-3":
-        needed = (None, model_of(out, "latent-diffusion-2"))
     return make_task(part, "mini", recipe, *needed)
 
 
@@ -51,15 +49,14 @@ def _finish_mini(out: Path) -> None:
     """What latent diffusion's training wrote, under the run's own name, with the last decoder."""
     components, described = open_model(model_of(out, "latent-diffusion-2"))
     first = _told(model_of(out, "latent-diffusion"))["latent-diffusion"]
-    last, decoder = open_model(model_of(out, "latent-decoder-3"))
+    last, decoder = open_model(model_of(out, "latent-decoder-2"))
     whole = {name: unflatten(leaves) for name, leaves in (components | last).items()}
     training = described["training"]
     training |= {
         "latent-diffusion": first,
         "latent-diffusion-2": training["latent-diffusion"],
         "latent-decoder": _told(model_of(out, "latent-decoder")),
-        "latent-decoder-2": _told(model_of(out, "latent-decoder-2")),
-        "latent-decoder-3": decoder["training"],
+        "latent-decoder-2": decoder["training"],
     }
     described |= {"name": out.resolve().name, "training": training}
     save_model(out / "model", whole, described, "source")
@@ -95,7 +92,6 @@ MINI_PARTS = (
     "latent-diffusion-2",
     "latent-decoder",
     "latent-decoder-2",
-    "latent-decoder-3",
 )
 SYSTEMS = {
     "mini": System(
@@ -105,7 +101,6 @@ SYSTEMS = {
         starts={
             "latent-diffusion-2": "latent-diffusion",
             "latent-decoder-2": "latent-decoder",
-            "latent-decoder-3": "latent-decoder-2",
         },
     ),
     "dalle2-mini": System(

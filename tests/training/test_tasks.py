@@ -15,14 +15,13 @@ from sdjax.data import emoji
 from sdjax.image.autoencoder import Autoencoder
 from sdjax.image.preprocess import to_float
 from sdjax.nn.functional import apply, init_params
-from sdjax.training import latent_decoder, parts, tasks
+from sdjax.training import parts, tasks
 from sdjax.training.captions import draw_captions
 from sdjax.training.latent_decoder import latent_decoder_loss, latent_decoder_task
 from sdjax.training.latent_diffusion import latent_diffusion_task
 from sdjax.training.latents import encode_latents, read_autoencoder
 from sdjax.training.loop import train
 from sdjax.training.parts import make_task
-from sdjax.training.redrawn import Redrawn
 from sdjax.training.state import Recipe, init_key
 from sdjax.weights.config_json import from_json
 from sdjax.weights.files import load_model
@@ -156,39 +155,6 @@ def test_pictures_are_decoded_from_latents_with_noise_but_some_without():
     plain, mirrored = jnp.mean(jnp.abs(error) + error**2, axis=(1, 2, 3)).reshape(2, 8)
     means = [jnp.where(np.array(m), mirrored, plain).mean() for m in product((0, 1), repeat=8)]
     assert min(abs(value / mean - 1) for mean in means) < 1e-5
-
-
-def test_redrawn_latents_are_decoded_as_they_are_beside_the_others():
-    network, key = Autoencoder(AUTOENCODER), jax.random.key(3)
-    pixels = jnp.asarray(emoji.load("train").images[:6])
-    params = init_params(network, key, jnp.zeros((1, 64, 64, 3)), key)
-    encoder = {name: params[name] for name in ("encoder", "quant")}
-    decoder = {name: params[name] for name in ("decoder", "post_quant")}
-    latents = jax.random.normal(key, (2, *(64 // AUTOENCODER.factor,) * 2, 4))
-    loss = latent_decoder_loss(AUTOENCODER, 0, 0.0)
-    batch = {"pixels": pixels[:4], "encoder": encoder}
-    alone, _ = loss(decoder, batch, key)
-    both, _ = loss(decoder, batch | {"redrawn": latents, "true": pixels[4:]}, key)
-    error = apply(network, params, latents, method="decode") - to_float(pixels[4:])
-    np.testing.assert_allclose(
-        both, (4 * alone + 2 * jnp.mean(jnp.abs(error) + error**2)) / 6, rtol=1e-5
-    )
-
-
-def test_half_of_a_batch_is_redrawn_and_goes_with_its_own_pictures(runs, monkeypatch):
-    found = Redrawn(
-        np.arange(5 * 4, dtype=np.float16).reshape(5, 1, 1, 4), np.array([3, 3, 9, 1, 0])
-    )
-    monkeypatch.setattr(latent_decoder, "redraw", lambda *_: found)
-    task = make_task(
-        "latent-decoder-3", "mini", replace(RECIPE, batch=6), None, runs / "tiny" / "model"
-    )
-    batch = task.batch(5)
-    assert len(batch["pixels"]) == len(batch["redrawn"]) == 3
-    known = emoji.load("train", presets.MINI_STYLES).images
-    rows = (batch["redrawn"][:, 0, 0, 0] / 4).astype(int)
-    np.testing.assert_array_equal(batch["true"], known[found.pictures[rows]])
-    np.testing.assert_array_equal(batch["redrawn"], found.latents[rows])
 
 
 def test_the_preset_has_a_row_for_every_word_of_the_captions():
