@@ -287,6 +287,8 @@ MINI_UPSAMPLERS = (
         degradation="bsr",
     ),
 )
+MINI_PAIRS = 4097
+"""Pictures of training, on which the regression of both priors is fitted."""
 MINI_PRIOR = DiffusionPrior(
     embedding_dim=160,
     text_tokens=24,
@@ -295,7 +297,9 @@ MINI_PRIOR = DiffusionPrior(
     heads=4,
     schedule=Schedule("cosine", prediction="x0"),
     text_dim=192,
-    scale=MINI_EMBEDDING_SCALE,
+    scale=15.0,  # what guesses are wrong by has less than half the length of an embedding
+    dropout=0.2,
+    regression=MINI_PAIRS,
 )
 MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
     embedding_dim=160,
@@ -307,5 +311,5 @@ MINI_AUTOREGRESSIVE_PRIOR = AutoregressivePrior(
     layers=3,
     heads=4,
     dropout=0.2,
-    text_skip=2048,
+    regression=MINI_PAIRS,
 )

@@ -75,9 +75,10 @@ def test_every_part_was_trained_with_the_clip_that_it_borrows(pipe):
         assert training[part]["clip"] == pipe.clip.fingerprint
 
 
-def test_in_half_precision_its_codebook_is_not(pipe):
+def test_in_half_precision_its_tables_are_not(pipe):
     low = sdjax.load("dalle2-mini", dtype=jnp.bfloat16).params
-    jax.tree.map(np.testing.assert_array_equal, low["codebook"], pipe.params["codebook"])
+    for table in ("codebook", "regression"):
+        jax.tree.map(np.testing.assert_array_equal, low[table], pipe.params[table])
     assert {leaf.dtype for leaf in jax.tree.leaves(low["decoder"])} == {jnp.dtype("bfloat16")}
 
 
@@ -118,8 +119,10 @@ def test_its_evaluation_keeps_what_the_readme_promises():
     assert found["interpolation_ends_psnr_db"]["least"] >= 30
     assert found["retrieval_clip"]["generated"] >= 0.5
     for scores in found["priors"].values():
-        assert scores["prior"]["cosine"] > scores["text"]["cosine"] + 0.05
-        assert scores["prior"]["top_1"] > scores["text"]["top_1"]
+        assert scores["prior"]["cosine"] > scores["text"]["cosine"] + 0.1
+        assert scores["prior"]["top_1"] > scores["text"]["top_1"] + 0.07
+        assert scores["prior"]["top_1_of_50"] > scores["text"]["top_1_of_50"]
+        assert scores["prior"]["rank"] < scores["text"]["rank"]
     assert (np.diff(found["textdiff"]["cosine"]) > 0).all()
     priors = [found["priors"][name]["prior"] for name in ("diffusion", "ar")]
     wanted = {

@@ -7,6 +7,7 @@ import tiny_models as tiny
 
 from sdjax import config
 from sdjax.image.codes import Codebook, fit_codebook
+from sdjax.image.regression import Regression, fit_regression
 from sdjax.pipelines.priors import Text
 from sdjax.weights.karlo_prior import autoregressive_shapes, prior_shapes
 
@@ -44,3 +45,7 @@ EMPTY = jax.tree.map(lambda x: x[2:], text(9))
 
 def book() -> Codebook:
     return fit_codebook(unit_rows(3, 64), unit_rows(4, 64), CODES.codes, CODES.buckets)
+
+
+def regression() -> Regression:
+    return fit_regression(unit_rows(3, 64), unit_rows(4, 64))[0]

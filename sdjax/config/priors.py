@@ -26,6 +26,7 @@ class DiffusionPrior:
     vocab_size: int | None = None  # rows of its own token embedding; None: it reads hidden states
     scale: float | None = None  # of unit vectors; None: standardised by stored mean and deviation
     dropout: float = 0.0  # in training
+    regression: int | None = None  # pairs of the regression whose guess it starts from, if any
 
     def __post_init__(self) -> None:
         _check(self)
@@ -42,6 +43,10 @@ class DiffusionPrior:
         require(
             self.schedule.prediction == "x0",
             f"DiffusionPrior: it predicts x0, not {self.schedule.prediction!r}",
+        )
+        require(
+            self.regression is None or self.scale is not None,
+            "DiffusionPrior: a regression guesses unit vectors, which need a scale",
         )
 
     @property
@@ -67,7 +72,7 @@ class AutoregressivePrior:
     layers: int
     heads: int
     dropout: float = 0.0  # in training
-    text_skip: int | None = None  # width of its `TextSkip`, if it has one; the paper's has none
+    regression: int | None = None  # pairs of the regression whose guess it starts from, if any
 
     def __post_init__(self) -> None:
         _check(self)

@@ -160,6 +160,11 @@ class Unclip:
                 f"Unclip: {type(part).__name__} has image embeddings of {found}, the text tower "
                 f"embeddings of {dim}",
             )
+        both = {p.regression for p in (self.prior, self.autoregressive_prior) if p is not None}
+        require(
+            len(both - {None}) < 2,
+            f"Unclip: both priors start from one regression, not from two of {both} pairs",
+        )
         states = self.decoder.conditioning.text_dim
         require(
             states in (None, self.text.dim),

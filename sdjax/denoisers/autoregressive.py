@@ -4,7 +4,6 @@ It removes no noise, but takes the place of the diffusion prior, and so is its n
 """
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
@@ -16,40 +15,6 @@ from sdjax.nn.transformer import LAYER_NORM_EPSILON
 from sdjax.shapes import Mask, Sequence, Vectors
 
 
-def identity(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
-    """A square matrix that leaves vectors as they are."""
-    return jnp.eye(*shape, dtype=dtype)
-
-
-class TextSkip(nn.Module):
-    """A wide perceptron from the text embedding to the answer, past the transformer.
-
-    One wide hidden layer is close to a kernel regression. Of a few thousand texts it learns what
-    holds for new ones, where deep and narrow blocks learn the texts by heart. Not in the paper.
-
-    Mean and whitening are of the training's plain captions. They get no gradient; weight decay
-    shrinks the whitening, evenly, by some hundredths in a training.
-    """
-
-    width: int
-    features: int
-    dtype: DTypeLike = jnp.float32
-
-    @nn.compact
-    def __call__(self, text_embedding: Vectors) -> Vectors:
-        dim, zeros = text_embedding.shape[-1], nn.initializers.zeros
-        mean = self.param("mean", zeros, (dim,))
-        whitening = self.param("whitening", identity, (dim, dim))
-        mean, whitening = jax.lax.stop_gradient((mean, whitening))
-        # Some directions are heard a hundred times as loud as others: products are not rounded.
-        x = jnp.matmul(text_embedding - mean, whitening, precision="highest")
-        spread = nn.initializers.normal(1.0)
-        hidden = nn.Dense(self.width, bias_init=spread, dtype=self.dtype, name="hidden")
-        out = nn.Dense(self.features, kernel_init=zeros, dtype=self.dtype, name="out")
-        # Adam moves every weight alike: the more there are, the more it moves their sum.
-        return out(4 * self.width**-0.5 * nn.gelu(hidden(x), approximate=False))
-
-
 class AutoregressivePrior(nn.Module):
     """A causal transformer over [text, text embedding, dot product, codes] (section 2.2).
 
@@ -57,8 +22,7 @@ class AutoregressivePrior(nn.Module):
     are projected and stand in it, padding unseen; the text embedding is scaled to elements of about
     1; the dot product and the codes share one table of embeddings and one output layer, which
     gains of their own, channel by channel, turn into other directions for each; the dot product is
-    predicted too, and counts in the loss like any code; blocks as in the diffusion prior; and a
-    `TextSkip`, if there is one, has a number for each code, which tilts the logits of its buckets.
+    predicted too, and counts in the loss like any code; and blocks as in the diffusion prior.
     """
 
     config: config.AutoregressivePrior
@@ -75,9 +39,8 @@ class AutoregressivePrior(nn.Module):
         self.blocks = [causal_block(c, self.dtype, layer) for layer in range(c.layers)]
         self.norm_final = layer_norm(LAYER_NORM_EPSILON, name="norm_final", dtype=self.dtype)
         self.out_gain = self.param("out_gain", one, (c.codes + 1, c.dim))
-        self.out = nn.Dense(c.buckets, dtype=self.dtype)
-        if c.text_skip is not None:
-            self.skip = TextSkip(c.text_skip, c.codes, self.dtype)
+        # It begins with nothing to say: with what is known without it.
+        self.out = nn.Dense(c.buckets, kernel_init=nn.initializers.zeros, dtype=self.dtype)
 
     def __call__(
         self,
@@ -101,18 +64,13 @@ class AutoregressivePrior(nn.Module):
         seen = jnp.pad(mask, ((0, 0), (0, x.shape[1] - mask.shape[1])), constant_values=True)
         for block in self.blocks:
             x = block(x, mask=seen)
-        logits = self._logits(x[:, self.config.text_tokens :], self.out_gain)
-        if self.config.text_skip is not None:
-            logits = logits.at[:, 1:].add(self._tilt(self._skip(text_embedding)))
-        return logits
+        return self._logits(x[:, self.config.text_tokens :], self.out_gain)
 
     def begin(
         self, text_embedding: Vectors, text: Sequence, mask: Mask
     ) -> tuple[Float[Array, "batch buckets"], Memory]:
         """Logits of the dot product, and the memory of the prefix, with room for all codes."""
         memory = empty_memory(self.config, mask, self.dtype)
-        if self.config.text_skip is not None:
-            memory = memory._replace(skip=self._skip(text_embedding))
         return self._extend(self._prefix(text_embedding, text, mask), memory)
 
     def step(
@@ -120,31 +78,13 @@ class AutoregressivePrior(nn.Module):
     ) -> tuple[Float[Array, "batch buckets"], Memory]:
         """Logits of the next code, told the last one; the cost is the same for each."""
         code = memory.caches[0].used - self.config.text_tokens - 1
-        logits, memory = self._extend(self._embed(token[:, None], self.code_gain[code]), memory)
-        if memory.skip is not None:
-            logits = logits + self._tilt(memory.skip[:, code])
-        return logits, memory
+        return self._extend(self._embed(token[:, None], self.code_gain[code]), memory)
 
     def _prefix(self, text_embedding: Vectors, text: Sequence, mask: Mask) -> Sequence:
         check_text(self.config, text, mask)
-        embedding = self.text_embedding(self._scaled(text_embedding))
-        return jnp.concatenate([self.text(text), embedding[:, None]], axis=1)
-
-    def _scaled(self, text_embedding: Vectors) -> Vectors:
         # Elements of a unit vector are small; of the size of 1 they are heard from the start.
-        return self.config.embedding_dim**0.5 * text_embedding
-
-    def _skip(self, text_embedding: Vectors) -> Vectors:
-        return self.skip(self._scaled(text_embedding)).astype(jnp.float32)
-
-    def _tilt(self, skip: Float[Array, "... codes"]) -> Float[Array, "... codes buckets"]:
-        """What is added to the logits of codes, by the number that a `TextSkip` has for each.
-
-        It rises or falls along the buckets, as the middles of equal shares of a normal value do;
-        the steeper the more buckets there are, of which the right one is so much narrower.
-        """
-        middle = (jnp.arange(self.config.buckets) + 0.5) / self.config.buckets
-        return self.config.buckets * skip[..., None] * jax.scipy.stats.norm.ppf(middle)
+        embedding = self.text_embedding(self.config.embedding_dim**0.5 * text_embedding)
+        return jnp.concatenate([self.text(text), embedding[:, None]], axis=1)
 
     def _extend(self, x: Sequence, memory: Memory) -> tuple[Float[Array, "batch buckets"], Memory]:
         first = memory.caches[0].used + jnp.arange(x.shape[1])

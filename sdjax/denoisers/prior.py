@@ -20,7 +20,6 @@ class Memory(NamedTuple):
 
     caches: tuple[Cache, ...]  # of each block
     mask: Mask  # over all positions: which of them are no padding
-    skip: Vectors | None = None  # what goes past the blocks: see `TextSkip`
 
 
 class DiffusionPrior(nn.Module):
@@ -51,7 +50,8 @@ class DiffusionPrior(nn.Module):
         self.position_embedding = self.param("position_embedding", small, (c.positions, c.dim))
         self.blocks = [causal_block(c, self.dtype, layer) for layer in range(c.layers)]
         self.norm_final = layer_norm(LAYER_NORM_EPSILON, name="norm_final", dtype=self.dtype)
-        self.out = nn.Dense(c.embedding_dim, dtype=self.dtype)
+        # It begins with the mean.
+        self.out = nn.Dense(c.embedding_dim, kernel_init=nn.initializers.zeros, dtype=self.dtype)
 
     def __call__(
         self,
@@ -154,5 +154,4 @@ def repeat(memory: Memory, times: int) -> Memory:
         Cache(jnp.repeat(cache.key, times, 0), jnp.repeat(cache.value, times, 0), cache.used)
         for cache in memory.caches
     )
-    skip = None if memory.skip is None else jnp.repeat(memory.skip, times, 0)
-    return Memory(caches, jnp.repeat(memory.mask, times, 0), skip)
+    return Memory(caches, jnp.repeat(memory.mask, times, 0))

@@ -106,6 +106,21 @@ def decode(book: Codebook, codes: Int[Array, "batch codes"]) -> Vectors:
     return book.mean + jnp.einsum("bc,cd->bd", values, book.components, precision="highest")
 
 
+def chances(
+    book: Codebook, images: Vectors, deviations: Float[Array, " codes"]
+) -> Float[Array, "batch codes buckets"]:
+    """Of each code of image embeddings, how likely every bucket is when they are not quite known.
+
+    Args:
+        book: the codebook.
+        images: the embeddings; they need not be of unit length.
+        deviations: of normal noise on what is along each component.
+    """
+    above = book.edges - along_components(book, images)[..., None]
+    below = jax.scipy.stats.norm.cdf(above / deviations[:, None])
+    return jnp.diff(below, axis=-1, prepend=0.0, append=1.0)
+
+
 def encode_dot(book: Codebook, images: Vectors, texts: Vectors) -> Int[Array, " batch"]:
     """The bucket of the dot product of each image embedding with its text's."""
     return jnp.searchsorted(book.dot_edges, jnp.sum(images * texts, -1)).astype(jnp.int32)

@@ -22,7 +22,7 @@ from sdjax.weights.stored import NO_STATISTICS, check_components, lacks_statisti
 from sdjax.weights.tensors import LazyTensor
 from sdjax.weights.tree import shown
 
-TABLES = ("codebook", "image_statistics")
+TABLES = ("codebook", "image_statistics", "regression")
 """Components that are no weights: float32 whatever the precision of the model."""
 BUNDLED = Path(__file__).resolve().parents[1] / "assets" / "models"
 

@@ -24,6 +24,7 @@ from sdjax.diffusion.loop import begin, initial_noise, sample
 from sdjax.diffusion.samplers import Plan, sampling_plan
 from sdjax.image.clip_image import unit
 from sdjax.image.codes import Codebook, decode, draw_dot
+from sdjax.image.regression import Regression, guess, log_chances
 from sdjax.nn.functional import Params, apply, dtype_of
 from sdjax.pipelines.request import CALL_LIMITS
 from sdjax.pipelines.unclip_request import check_count, check_guidance
@@ -99,6 +100,7 @@ def sample_diffusion(
     plan: Plan,
     guidance: Scalar,
     statistics: Statistics | None,
+    regression: Regression | None = None,
     *,
     candidates: int,
     guided: bool,
@@ -114,6 +116,7 @@ def sample_diffusion(
         plan: see `diffusion_plan`.
         guidance: on the network's x0.
         statistics: for a model without a scale.
+        regression: for one that draws what its guess is wrong by.
         candidates: drawn for each; the nearest to the text embedding is kept.
         guided: False saves half of the work; guidance is then 1.
     """
@@ -137,7 +140,13 @@ def sample_diffusion(
     noise = begin(plan, initial_noise(keys, (1, 1, model.embedding_dim)))
     x, _ = sample(denoise, plan, noise, keys, prediction="x0")
     images = x[:, 0, 0]
-    images = unit(images) if statistics is None else images * statistics.std + statistics.mean
+    if statistics is not None:
+        images = images * statistics.std + statistics.mean
+    elif regression is not None:
+        guesses = guess(regression, text.embedding)
+        images = unit(jnp.repeat(guesses, candidates, axis=0) + images / size)
+    else:
+        images = unit(images)
     return best_of(images, text.embedding)
 
 
@@ -151,6 +160,7 @@ def sample_codes(
     keys: Keys,
     guidance: Scalar,
     temperature: Scalar,
+    regression: Regression | None = None,
     *,
     candidates: int,
     guided: bool,
@@ -158,8 +168,9 @@ def sample_codes(
     """Image embeddings code by code, with keys and values of attention remembered.
 
     The arguments are those of `sample_diffusion`. Guidance s is on the logits, which `temperature`
-    T, above 0, then divides: p(code) = softmax((l_empty + s (l_text - l_empty)) / T). The dot
-    product is not sampled but drawn from the top half.
+    T, above 0, then divides: p(code) = softmax((l_empty + s (l_text - l_empty)) / T). The log
+    chances about the regression's guess, if there is one, are added to both. The dot product is not
+    sampled but drawn from the top half.
     """
     network, fold = AutoregressivePrior(model), jax.random.fold_in
 
@@ -168,6 +179,10 @@ def sample_codes(
 
     memory = _memory(begin_with, text, empty if guided else None, candidates)
     keys = _each_candidate(keys, candidates)
+    known = jnp.zeros((len(text.embedding), model.codes, model.buckets))
+    if regression is not None:
+        known = log_chances(regression, book, guess(regression, text.embedding))
+    known = jnp.repeat(known, candidates, axis=0)
 
     def write(
         carry: tuple[Array, Memory], index: Array
@@ -178,6 +193,7 @@ def sample_codes(
         )
         if guided:
             logits = guide_doubled(logits, guidance)
+        logits = logits + known[:, index]
         token = jax.vmap(lambda key, row: jax.random.categorical(fold(key, index), row))(
             keys, logits / temperature
         )
@@ -232,6 +248,7 @@ class DiffusionSampler:
     defaults: Defaults
     errors: Errors | None = None  # None: sampled as Karlo
     statistics: Statistics | None = None
+    regression: Regression | None = None  # whose guess it starts from
 
     def __call__(
         self,
@@ -261,6 +278,7 @@ class DiffusionSampler:
             diffusion_plan(self.config, steps, self.errors),
             jnp.float32(guidance),
             self.statistics,
+            self.regression,
             candidates=candidates,
             guided=guidance != 1,
         )
@@ -274,6 +292,7 @@ class CodeSampler:
     params: Params
     book: Codebook
     defaults: Defaults
+    regression: Regression | None = None  # whose guess it starts from
 
     def __call__(
         self,
@@ -303,6 +322,7 @@ class CodeSampler:
             keys,
             jnp.float32(guidance),
             jnp.float32(temperature),
+            self.regression,
             candidates=candidates,
             guided=guidance != 1,
         )
@@ -334,8 +354,10 @@ def prior_of(
     part = "prior" if diffuses else "autoregressive_prior"
     facts = described.get(part, {})
     defaults = from_json(Defaults, facts.get("defaults", {}))
+    regression = None if prior.regression is None else Regression(**params["regression"])
     if not diffuses:
-        return CodeSampler(prior, params[part], Codebook(**params["codebook"]), defaults)
+        book = Codebook(**params["codebook"])
+        return CodeSampler(prior, params[part], book, defaults, regression)
     errors = facts.get("errors")
     moments = params.get("image_statistics")
     if prior.scale is None and not moments:
@@ -349,4 +371,5 @@ def prior_of(
         defaults,
         errors and Errors(*(np.array(errors[name]) for name in Errors._fields)),
         moments and Statistics(moments["mean"], moments["std"]),
+        regression,
     )

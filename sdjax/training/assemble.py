@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from sdjax import config
 from sdjax.nn.functional import Params
@@ -96,7 +97,8 @@ def assemble(
     }
     if "shared" not in lender:
         components |= {tower: towers.params[tower] for tower in TOWERS}
-    for found in parts.values():
+    for part, found in parts.items():
+        _check_same(part, found.components, components)
         components |= found.components
         model |= found.sampled
     save_model(Path(folder), components, model, "float16")
@@ -133,5 +135,18 @@ def _read_part(
         raise ValueError(
             f"{path} was trained with another CLIP than that of {clip}: train it with --clip {clip}"
         )
+    if getattr(model, "regression", None) is not None:
+        kept = {**kept, "regression": "regression"}  # of both priors
     components = {new: unflatten(found[old]) for old, new in kept.items()}
     return _Part(model, components, training, {part: facts[part]} if part in facts else {})
+
+
+def _check_same(part: str, components: Params, others: Params) -> None:
+    """What two parts bring, the priors' regression, must be one."""
+    for name in components.keys() & others.keys():
+        for leaf, values in components[name].items():
+            if not np.allclose(values, others[name][leaf], rtol=0.01, atol=0.01):
+                raise ValueError(
+                    f"the {part} starts from another {name} than the diffusion prior: train both "
+                    "on the same pictures"
+                )

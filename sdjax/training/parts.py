@@ -47,11 +47,11 @@ RECIPES = {
         weight_decay=0.0,
         seed=11,
     ),
-    "prior-diffusion": Recipe(steps=3000, batch=64, learning_rate=2e-3, ema=0.995),
+    "prior-diffusion": Recipe(steps=1000, batch=64, learning_rate=2e-3, decay=0.4, ema=0.99),
     "decoder": Recipe(steps=4900, batch=64, learning_rate=1.2e-3),
     "upsampler-1": Recipe(steps=1500, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
     "upsampler-2": Recipe(steps=2000, batch=32, learning_rate=1.5e-3, warmup=100, ema=0.995),
-    "prior-ar": Recipe(steps=800, batch=64, learning_rate=4e-3, decay=0.4, ema=0.995),
+    "prior-ar": Recipe(steps=800, batch=64, learning_rate=2e-3, decay=0.4, ema=0.99),
     "judge": Recipe(
         steps=2000,
         batch=32,
@@ -127,7 +127,7 @@ def _new_task(
     if part == "decoder":
         return decoder_task(presets.MINI_DECODER, recipe, towers)
     if part == "prior-diffusion":
-        return diffusion_prior_task(presets.MINI_PRIOR, recipe, towers)
+        return diffusion_prior_task(presets.MINI_PRIOR, recipe, towers, drop=0.3)
     return autoregressive_prior_task(presets.MINI_AUTOREGRESSIVE_PRIOR, recipe, towers)
 
 

@@ -17,10 +17,10 @@ from sdjax.diffusion.analytic import mean_squared_error
 from sdjax.diffusion.schedule import alpha_bars
 from sdjax.image import codes
 from sdjax.image.clip_image import unit
+from sdjax.image.regression import Regression, fit_regression, guesses_without, log_chances
 from sdjax.nn.functional import Params, apply, init_params
 from sdjax.pipelines.clip import Clip, load_clip
 from sdjax.pipelines.priors import Defaults
-from sdjax.shapes import Vectors
 from sdjax.training.captions import choose_captions, draw_captions, encode_captions
 from sdjax.training.latents import Folder
 from sdjax.training.loop import Task, stream
@@ -39,14 +39,11 @@ JITTER = 0.3
 of the component's deviation. A code to be predicted has the chances of all buckets under it for its
 target: a classifier is told by nothing else which buckets are neighbours. Not in the paper. The dot
 product's token is of the embedding as it is: it says how well picture and text agree."""
-LEAST_VARIANCE = 1e-4
-"""Variance of text embeddings in a direction, as a share of the largest, below which a `TextSkip`
-does not hear it as loud as the others."""
 MEASURED = 64
 """Times at which the diffusion prior's error is measured for Analytic-DPM."""
 
-DIFFUSION_DEFAULTS = Defaults(guidance=2.0, candidates=4, steps=6)
-AUTOREGRESSIVE_DEFAULTS = Defaults(guidance=2.0, candidates=8, temperature=0.3)
+DIFFUSION_DEFAULTS = Defaults(guidance=1.0, candidates=4, steps=2)
+AUTOREGRESSIVE_DEFAULTS = Defaults(guidance=1.0, candidates=8, temperature=0.1)
 """As the small priors answer best. The paper gives the diffusion prior two candidates and 64 steps,
 and says nothing of the other."""
 
@@ -76,14 +73,43 @@ def embed(clip: Clip, data: emoji.EmojiSet, seed: int) -> Embedded:
     )
 
 
+class Guesses(NamedTuple):
+    """What a prior starts from."""
+
+    regression: Regression
+    without: Float[
+        np.ndarray, "places dim"
+    ]  # of each text in `Embedded.rows`, its picture left out
+
+
+def fit_guesses(data: Embedded, pairs: int) -> Guesses:
+    """The regression on all pictures with their plain captions, and what it guesses for training.
+
+    In training a prior is given the guess of a regression without the picture, which is farther
+    from the truth. Still not as far as for new pictures: CLIP itself was trained on these.
+
+    Raises:
+        ValueError: if there are not `pairs` of them, as the prior's config says.
+    """
+    if len(data.images) != pairs:
+        raise ValueError(
+            f"the prior's config has a regression of {pairs} pairs, but there are "
+            f"{len(data.images)} pictures: set regression to that, or to None"
+        )
+    regression, inverse = fit_regression(data.images, data.texts[data.rows[:, 0]])
+    pictures = np.repeat(np.arange(pairs), data.rows.shape[1])
+    without = guesses_without(regression, inverse, data.texts[data.rows.reshape(-1)], pictures)
+    return Guesses(regression, without.astype(np.float32))
+
+
 def diffusion_prior_loss(model: config.DiffusionPrior, drop: float) -> Loss:
     """L = E|f(x_t, t, y) - x0|^2 (arXiv 2204.06125, section 2.2) with x0 the scaled embedding.
 
-    The text y is the empty one at times.
+    The text y is the empty one at times. With a guess, x0 is what that is wrong by, scaled.
 
     batch: image [batch, dim], text [batch, dim], both of unit length, states [batch, tokens,
-    width], mask [batch, tokens]; and one row of each but the image for the empty text, empty_text,
-    empty_states and empty_mask.
+    width], mask [batch, tokens]; one row of each but the image for the empty text, empty_text,
+    empty_states and empty_mask; and guess [batch, dim], if the prior starts from one.
 
     Raises:
         ValueError: for a prior that standardises embeddings, or reads token ids.
@@ -100,12 +126,12 @@ def diffusion_prior_loss(model: config.DiffusionPrior, drop: float) -> Loss:
         memory = apply(
             network, params, scale * text, states, mask, method="begin", dropout=key_begin
         )
-        images = jnp.repeat(batch["image"], LEVELS, axis=0)
+        images, guess = (jnp.repeat(x, LEVELS, 0) for x in (batch["image"], _guess(batch)))
         # One from each of `LEVELS` equal parts of the schedule for each picture.
         time = spread_times(key_time, len(images), len(table)).reshape(LEVELS, -1).T.reshape(-1)
         alpha_bar = table[time][:, None]
         noise = jax.random.normal(key_noise, images.shape)
-        x0 = scale * images
+        x0 = scale * (images - guess)
         x = alpha_bar**0.5 * x0 + (1 - alpha_bar) ** 0.5 * noise
         output = apply(
             network,
@@ -116,18 +142,21 @@ def diffusion_prior_loss(model: config.DiffusionPrior, drop: float) -> Loss:
             method="step",
             dropout=key_step,
         )
-        cosine = jnp.sum(unit(output) * images, axis=-1).mean()
+        cosine = jnp.sum(unit(output / scale + guess) * images, axis=-1).mean()
         return jnp.mean((output - x0) ** 2), {"cosine": cosine}
 
     return loss
 
 
 def autoregressive_prior_loss(
-    model: config.AutoregressivePrior, book: codes.Codebook, drop: float
+    model: config.AutoregressivePrior,
+    book: codes.Codebook,
+    regression: Regression | None,
+    drop: float,
 ) -> Loss:
     """Cross-entropy of the dot product and of every code, per token; text dropped at times.
 
-    batch: as of `diffusion_prior_loss`.
+    batch: as of `diffusion_prior_loss`. With a guess, the network adds to the log chances about it.
     """
     network = AutoregressivePrior(model)
 
@@ -139,24 +168,15 @@ def autoregressive_prior_loss(
         tokens = jnp.concatenate([dots[:, None], written[:, :-1]], axis=1)
         text, states, mask = _with_drops(batch, key_drop, drop)
         logits = apply(network, params, text, states, mask, tokens, dropout=key_dropout)
-        wanted = jnp.concatenate(
-            [jax.nn.one_hot(dots, model.buckets)[:, None], chances(book, image)], axis=1
-        )
+        if regression is not None:
+            logits = logits.at[:, 1:].add(log_chances(regression, book, batch["guess"]))
+        # What the network reads is brought to unit length besides; what it is to predict is not.
+        chances = codes.chances(book, image, _spread(book))
+        wanted = jnp.concatenate([jax.nn.one_hot(dots, model.buckets)[:, None], chances], axis=1)
         by_token = -jnp.sum(wanted * jax.nn.log_softmax(logits), axis=-1).mean(0)
         return by_token.mean(), {"first_code": by_token[1]}
 
     return loss
-
-
-def chances(book: codes.Codebook, images: Vectors) -> Float[Array, "batch codes buckets"]:
-    """Of each code of image embeddings, how likely every bucket is under noise of `JITTER`.
-
-    What the network reads, by `jittered`, is brought to unit length besides, which shortens it by
-    some hundredths; this is not.
-    """
-    above = book.edges - codes.along_components(book, images)[..., None]
-    below = jax.scipy.stats.norm.cdf(above / _spread(book)[:, None])
-    return jnp.diff(below, axis=-1, prepend=0.0, append=1.0)
 
 
 def jittered(
@@ -172,6 +192,11 @@ def _spread(book: codes.Codebook) -> Float[Array, " codes"]:
     return JITTER * book.centres.std(axis=1)
 
 
+def _guess(batch: dict[str, Any]) -> Array:
+    """What a prior starts from; nothing is 0."""
+    return jnp.asarray(batch["guess"]) if "guess" in batch else jnp.zeros_like(batch["image"])
+
+
 def _with_drops(batch: dict[str, Array], key: Array, drop: float) -> tuple[Array, Array, Array]:
     """(text, states, mask) with some rows replaced by the empty text's."""
     dropped = jax.random.bernoulli(key, drop, (batch["image"].shape[0],))
@@ -184,13 +209,18 @@ def _with_drops(batch: dict[str, Array], key: Array, drop: float) -> tuple[Array
     return choose("text"), choose("states").astype(jnp.float32), choose("mask")
 
 
-def _batches(data: Embedded, recipe: Recipe) -> Callable[[int], dict[str, Any]]:
+def _batches(
+    data: Embedded, guesses: Guesses | None, recipe: Recipe
+) -> Callable[[int], dict[str, Any]]:
     """The batch of each step: pictures by shuffled epochs, each with one of its captions."""
+    places = np.arange(data.rows.size).reshape(data.rows.shape)
 
     def batch(step: int) -> dict[str, Any]:
         index = stream(len(data.images), recipe.batch, step, recipe.seed)
-        rows = choose_captions(data.rows[index], step, recipe.seed)
-        return {
+        place = choose_captions(places[index], step, recipe.seed)
+        rows = data.rows.reshape(-1)[place]
+        guess = {} if guesses is None else {"guess": guesses.without[place]}
+        return guess | {
             "image": data.images[index],
             "text": data.texts[rows],
             "states": data.states[rows],
@@ -216,7 +246,8 @@ def diffusion_prior_task(
     """
     towers = load_clip(clip)
     data = embed(towers, emoji.load("train", presets.MINI_STYLES), recipe.seed)
-    batch = _batches(data, recipe)
+    guesses = None if model.regression is None else fit_guesses(data, model.regression)
+    batch = _batches(data, guesses, recipe)
 
     def init(key: Array) -> Params:
         one = {name: value[:1] for name, value in batch(0).items()}
@@ -234,25 +265,9 @@ def diffusion_prior_task(
             },
             "training": {**facts, "drop": drop, "clip": towers.fingerprint},
         }
-        save_model(folder, {"prior": params}, described, "float16")
+        save_model(folder, {"prior": params, **_stored(guesses)}, described, "float16")
 
     return Task(init, diffusion_prior_loss(model, drop), batch, None, export)
-
-
-def standardise_text(params: Params, texts: Float[np.ndarray, "rows dim"]) -> Params:
-    """A prior's fresh parameters, with mean and whitening of `texts` in its `TextSkip`.
-
-    The texts are as the network scales them. What tells one from its neighbours is small beside
-    what tells faces from food: after whitening both are heard, down to `LEAST_VARIANCE`.
-    """
-    mean, components, variances = codes.principal_components(texts)
-    heard = np.maximum(variances, LEAST_VARIANCE * variances[0])
-    whitening = components.T * (heard * np.mean(variances / heard)) ** -0.5
-    found = {
-        "mean": jnp.asarray(mean, jnp.float32),
-        "whitening": jnp.asarray(whitening, jnp.float32),
-    }
-    return params | {"skip": params["skip"] | found}
 
 
 def measure_errors(
@@ -264,7 +279,7 @@ def measure_errors(
     than Analytic-DPM is told.
     """
     scale = 1.0 if model.scale is None else model.scale
-    x0 = scale * jnp.asarray(batch["image"])[:, None, None]
+    x0 = scale * (batch["image"] - _guess(batch))[:, None, None]
     text, states = scale * batch["text"], batch["states"].astype(np.float32)
     told = tuple(jnp.asarray(x) for x in (text, states, batch["mask"]))
 
@@ -286,16 +301,15 @@ def autoregressive_prior_task(
     """The autoregressive prior, as `diffusion_prior_task`; its codebook is fitted to the data."""
     towers = load_clip(clip)
     data = embed(towers, emoji.load("train", presets.MINI_STYLES), recipe.seed)
-    batch = _batches(data, recipe)
+    guesses = None if model.regression is None else fit_guesses(data, model.regression)
+    batch = _batches(data, guesses, recipe)
     canonical = data.texts[data.rows[:, 0]]
     book = codes.fit_codebook(data.images, canonical, model.codes, model.buckets)
 
     def init(key: Array) -> Params:
         one = {name: value[:1] for name, value in batch(0).items()}
         inputs = (one["text"], one["states"], one["mask"], np.zeros((1, model.codes), np.int32))
-        params = init_params(AutoregressivePrior(model), key, *map(jnp.asarray, inputs))
-        texts = model.embedding_dim**0.5 * canonical
-        return params if model.text_skip is None else standardise_text(params, texts)
+        return init_params(AutoregressivePrior(model), key, *map(jnp.asarray, inputs))
 
     def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
         described = {
@@ -304,7 +318,14 @@ def autoregressive_prior_task(
             "autoregressive_prior": {"defaults": to_json(AUTOREGRESSIVE_DEFAULTS)},
             "training": {**facts, "drop": drop, "clip": towers.fingerprint},
         }
-        components = {"autoregressive_prior": params, "codebook": book._asdict()}
+        tables = {"codebook": book._asdict(), **_stored(guesses)}
+        components = {"autoregressive_prior": params, **tables}
         save_model(folder, components, described, "float16")
 
-    return Task(init, autoregressive_prior_loss(model, book, drop), batch, None, export)
+    regression = None if guesses is None else guesses.regression
+    loss = autoregressive_prior_loss(model, book, regression, drop)
+    return Task(init, loss, batch, None, export)
+
+
+def _stored(guesses: Guesses | None) -> Params:
+    return {} if guesses is None else {"regression": guesses.regression._asdict()}

@@ -96,6 +96,20 @@ def _text(tokens: int, dim: int | None) -> tuple[jax.Array, jax.Array]:
     return text, jnp.ones((1, tokens), bool)
 
 
+def regression_shapes(config: DiffusionPriorConfig | AutoregressivePriorConfig) -> Params:
+    """The tree of the regression that a prior starts from, with shapes for leaves."""
+    dim, rows = config.embedding_dim, config.regression
+    shapes = {
+        "text_mean": (dim,),
+        "whitening": (dim, dim),
+        "texts": (rows, dim),
+        "weights": (rows, dim),
+        "image_mean": (dim,),
+        "covariance": (dim, dim),
+    }
+    return {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+
+
 def codebook_shapes(config: AutoregressivePriorConfig) -> Params:
     """The tree of the codes that the autoregressive prior writes, with shapes for leaves."""
     inner = config.buckets - 1

@@ -123,6 +123,8 @@ def component_shapes(config: Config) -> dict[str, Params]:
             return _unclip_shapes(config)
         case AutoregressivePrior():
             return _autoregressive_shapes(config)
+        case DiffusionPrior(regression=int()):
+            return _diffusion_shapes(config)
         case Glide() | Decoder() | Upsampler():
             found = parts(config, "single-file")
         case _:
@@ -217,7 +219,7 @@ def _unclip_shapes(config: Unclip) -> dict[str, Params]:
     if config.image is not None:
         shapes["image"] = clip.image_shapes(config.image)
     if config.prior is not None:
-        shapes["prior"] = karlo_prior.prior_shapes(config.prior)
+        shapes |= _diffusion_shapes(config.prior)
         if config.prior.scale is None:
             shapes["image_statistics"] = _statistics(config.prior.embedding_dim)
     if config.autoregressive_prior is not None:
@@ -228,11 +230,22 @@ def _unclip_shapes(config: Unclip) -> dict[str, Params]:
     return shapes
 
 
+def _diffusion_shapes(config: DiffusionPrior) -> dict[str, Params]:
+    return {"prior": karlo_prior.prior_shapes(config), **_regression_shapes(config)}
+
+
 def _autoregressive_shapes(config: AutoregressivePrior) -> dict[str, Params]:
     return {
         "autoregressive_prior": karlo_prior.autoregressive_shapes(config),
         "codebook": karlo_prior.codebook_shapes(config),
+        **_regression_shapes(config),
     }
+
+
+def _regression_shapes(config: DiffusionPrior | AutoregressivePrior) -> dict[str, Params]:
+    if config.regression is None:
+        return {}
+    return {"regression": karlo_prior.regression_shapes(config)}
 
 
 def _statistics(dim: int) -> Params:

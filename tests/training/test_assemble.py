@@ -14,9 +14,10 @@ from sdjax import config, load, load_clip
 from sdjax.pipelines.models import BUNDLED
 from sdjax.pipelines.unclip import Unclip
 from sdjax.pipelines.unclip_request import Settings
+from sdjax.presets import MINI_AUTOREGRESSIVE_PRIOR
 from sdjax.training.assemble import assemble
 from sdjax.weights.config_json import to_json
-from sdjax.weights.files import save_model
+from sdjax.weights.files import load_model, save_model
 from sdjax.weights.layouts import component_shapes
 
 MINI, CLIP = load_clip("mini").config, load_clip("mini").fingerprint
@@ -162,3 +163,65 @@ def test_parts_in_the_wrong_place_are_refused(parts, tmp_path):
     with pytest.raises(ValueError, match="other was trained with another CLIP than that of mini"):
         put_together({**parts, "prior": other}, tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
+
+
+@pytest.fixture
+def guessing(parts, tmp_path):
+    """Both priors, from one regression of nine pairs."""
+    diffusion = replace(PRIOR, regression=9)
+    writer = config.AutoregressivePrior(
+        embedding_dim=PRIOR.embedding_dim,
+        text_dim=MINI.text.dim,
+        text_tokens=MINI.text.context_length,
+        codes=4,
+        buckets=8,
+        dim=16,
+        layers=1,
+        heads=2,
+        regression=9,
+    )
+    found = dict(parts)
+    for kind, model in (("prior", diffusion), ("autoregressive_prior", writer)):
+        shapes = component_shapes(model)
+        seeds = {"regression": 7}  # the same for both
+        trees = {name: tiny.fill(shapes[name], seeds.get(name, 5)) for name in shapes}
+        told = {"kind": kind, "config": to_json(model), "training": {"clip": CLIP}}
+        save_model(tmp_path / kind, trees, told, "float16")
+        found[kind] = tmp_path / kind
+    return found
+
+
+def both_priors(parts, folder):
+    where = parts["decoder"], [], parts["prior"], parts["autoregressive_prior"]
+    assemble(folder, "tiny", "mini", *where, settings=replace(SETTINGS, upsampler_steps=()))
+
+
+def test_the_regression_of_both_priors_is_stored_once(guessing, tmp_path):
+    both_priors(guessing, tmp_path / "whole")
+    pipe = load(tmp_path / "whole")
+    diffusion, writer = (pipe.priors[name].regression for name in ("diffusion", "ar"))
+    assert diffusion.texts.shape == (9, PRIOR.embedding_dim)
+    jax.tree.map(np.testing.assert_array_equal, diffusion, writer)
+    wanted = load_model(guessing["prior"])[0]["regression"]
+    jax.tree.map(np.testing.assert_array_equal, diffusion._asdict(), wanted)
+    assert (tmp_path / "whole" / "regression.safetensors").exists()
+
+
+def test_priors_of_two_regressions_are_refused(guessing, tmp_path):
+    trees, told = load_model(guessing["autoregressive_prior"])
+    trees["regression"]["weights"] += 0.1
+    save_model(tmp_path / "other", trees, told, "float16")
+    with pytest.raises(ValueError, match="another regression than the diffusion prior"):
+        both_priors(guessing | {"autoregressive_prior": tmp_path / "other"}, tmp_path / "whole")
+    assert not (tmp_path / "whole").exists()
+
+
+def test_a_system_has_one_regression():
+    writer = replace(MINI_AUTOREGRESSIVE_PRIOR, regression=8)
+    with pytest.raises(ValueError, match="start from one regression, not from two"):
+        replace(load("dalle2-mini").config, autoregressive_prior=writer)
+
+
+def test_a_regression_needs_a_scale():
+    with pytest.raises(ValueError, match="guesses unit vectors, which need a scale"):
+        replace(PRIOR, scale=None, regression=9)
