@@ -7,7 +7,7 @@ cannot be won by moving towards the mean of all pictures, far from all texts, as
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -36,13 +36,13 @@ def candidate_rows(count: int, seed: int) -> Int[np.ndarray, "count candidates"]
     return np.array(rows)
 
 
-def prior_scores(
+def scores_by_picture(
     answers: Embeddings, images: Embeddings, candidates: Int[np.ndarray, "rows candidates"]
-) -> dict[str, float]:
+) -> dict[str, Float[np.ndarray, " rows"]]:
     """Cosine and retrieval of unit vectors `answers`, row by row the answers to `images`.
 
-    "rank": the mean place of the true picture among all, from 1; "top_1": the share of first
-    places among all; "top_1_of_50": among the candidates, the first of which is the true one.
+    "rank": the place of the true picture among all, from 1; "top_1": is it the first of all;
+    "top_1_of_50": of the candidates, the first of which is the true one.
 
     Raises:
         FloatingPointError: for answers that are no numbers, which no other would come before.
@@ -53,12 +53,32 @@ def prior_scores(
     true = np.diag(cosines)
     ranks = 1 + np.sum(cosines > true[:, None], axis=1)
     few = np.take_along_axis(cosines, candidates, axis=1)
-    return {
-        "cosine": float(true.mean()),
-        "rank": float(ranks.mean()),
-        "top_1": float(np.mean(ranks == 1)),
-        "top_1_of_50": float(np.mean(few.argmax(1) == 0)),
+    found = {
+        "cosine": true,
+        "rank": ranks,
+        "top_1": ranks == 1,
+        "top_1_of_50": few.argmax(1) == 0,
     }
+    return {name: np.asarray(values, np.float64) for name, values in found.items()}
+
+
+def prior_scores(
+    answers: Embeddings, images: Embeddings, candidates: Int[np.ndarray, "rows candidates"]
+) -> dict[str, float]:
+    """The means of `scores_by_picture`."""
+    return _means(scores_by_picture(answers, images, candidates))
+
+
+def _means(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+    return {name: float(values.mean()) for name, values in scores.items()}
+
+
+def margins(
+    scores: Mapping[str, np.ndarray], others: Mapping[str, np.ndarray]
+) -> dict[str, tuple[float, float]]:
+    """By how much scores exceed others, picture by picture: means and their standard errors."""
+    gaps = {name: values - others[name] for name, values in scores.items()}
+    return {name: (gap.mean(), gap.std(ddof=1) / len(gap) ** 0.5) for name, gap in gaps.items()}
 
 
 def evaluate_prior(
@@ -81,7 +101,9 @@ def evaluate_prior(
         settings: of the sampler, such as guidance.
 
     Returns:
-        The scores of "prior" and of "text", the text embedding itself; how many "pictures".
+        The scores of "prior" and of "text", the text embedding itself; "margin", by how much the
+        first exceed the second (a smaller rank is better), with the standard error for these
+        pictures; how many "pictures".
     """
     data = emoji.load("test", styles)
     images = clip.image_embeddings(data.images)
@@ -96,14 +118,19 @@ def evaluate_prior(
     for draw in range(draws):
         keys = image_keys(seed + draw * len(images) + jnp.arange(len(images)))
         answers = np.asarray(unit(sampler(text, empty, keys, **settings)))
-        found.append(prior_scores(answers, images, candidates))
-    mean = {name: float(np.mean([scores[name] for scores in found])) for name in found[0]}
-    plain = prior_scores(np.asarray(text.embedding), images, candidates)
+        found.append(scores_by_picture(answers, images, candidates))
+    mean = {name: np.mean([scores[name] for scores in found], axis=0) for name in found[0]}
+    plain = scores_by_picture(np.asarray(text.embedding), images, candidates)
+    margin = margins(mean, plain)
     return {
         "pictures": len(images),
         "draws": draws,
-        "prior": {name: round(value, 3) for name, value in mean.items()},
-        "text": {name: round(value, 3) for name, value in plain.items()},
+        "prior": {name: round(value, 3) for name, value in _means(mean).items()},
+        "text": {name: round(value, 3) for name, value in _means(plain).items()},
+        "margin": {
+            name: {"mean": round(by, 3), "error": round(error, 3)}
+            for name, (by, error) in margin.items()
+        },
     }
 
 

@@ -1,5 +1,6 @@
 """The bundled DALL-E 2 is what its card and the README say it is."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from sdjax.image.preprocess import to_pixels
 from sdjax.pipelines.manipulate import interpolate, reconstruct
 from sdjax.pipelines.models import BUNDLED
 from sdjax.training.parts import RECIPES
+from sdjax.training.priors import autoregressive_prior_task, diffusion_prior_task
 from sdjax.training.state import Recipe
 from sdjax.weights.readers import open_tensors
 
@@ -67,6 +69,11 @@ def test_it_is_what_the_presets_and_recipes_say(pipe):
     }
     for part, name in parts.items():
         assert Recipe(**training[part]["segments"][-1]["recipe"]) == RECIPES[name]
+    for part, task in (
+        ("prior", diffusion_prior_task),
+        ("autoregressive_prior", autoregressive_prior_task),
+    ):
+        assert training[part]["drop"] == inspect.signature(task).parameters["drop"].default
 
 
 def test_every_part_was_trained_with_the_clip_that_it_borrows(pipe):
@@ -123,6 +130,18 @@ def test_its_evaluation_keeps_what_the_readme_promises():
         assert scores["prior"]["top_1"] > scores["text"]["top_1"] + 0.07
         assert scores["prior"]["top_1_of_50"] > scores["text"]["top_1_of_50"]
         assert scores["prior"]["rank"] < scores["text"]["rank"]
+        for name in ("cosine", "top_1"):
+            assert scores["margin"][name]["mean"] > 3 * scores["margin"][name]["error"]
+    card = (FOLDER / "README.md").read_text()
+    for name, word in (("diffusion", "diffusion"), ("ar", "autoregressive")):
+        by = found["priors"][name]["margin"]
+        first, place = by["top_1"], by["rank"]
+        row = (
+            f"| {word} | +{by['cosine']['mean']} ± {by['cosine']['error']} "
+            f"| +{100 * first['mean']:.1f} ± {100 * first['error']:.1f} "
+            f"| {place['mean']:.2f} ± {place['error']:.2f} |"
+        )
+        assert row in card, row
     assert (np.diff(found["textdiff"]["cosine"]) > 0).all()
     priors = [found["priors"][name]["prior"] for name in ("diffusion", "ar")]
     wanted = {

@@ -5,7 +5,7 @@ import pytest
 import tiny_priors
 
 from sdjax import evaluate_prior
-from sdjax.evaluate_prior import candidate_rows, evaluate_priors, prior_scores
+from sdjax.evaluate_prior import candidate_rows, evaluate_priors, margins, prior_scores
 from sdjax.pipelines.models import Model
 
 
@@ -40,6 +40,14 @@ def test_ranks_count_from_one_those_that_are_nearer():
     assert found["rank"] == np.mean(ranks) and found["top_1"] == 0
     first = [max(row, key=lambda j, i=i: wrong[i] @ images[j]) for i, row in enumerate(rows)]
     assert found["top_1_of_50"] == np.mean(np.array(first) == np.arange(60))
+
+
+def test_margins_are_of_each_picture_with_itself():
+    better = {"cosine": np.array([0.5, 0.9, 0.7]), "rank": np.array([1.0, 1.0, 4.0])}
+    plain = {"cosine": np.array([0.4, 0.6, 0.5]), "rank": np.array([2.0, 1.0, 9.0])}
+    found = margins(better, plain)
+    np.testing.assert_allclose(found["cosine"], (0.2, 0.1 / 3**0.5))
+    np.testing.assert_allclose(found["rank"], (-2.0, 7**0.5 / 3**0.5))
 
 
 def test_a_prior_trained_with_another_clip_is_not_judged_by_the_bundled_one(monkeypatch):

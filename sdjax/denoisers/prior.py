@@ -50,7 +50,7 @@ class DiffusionPrior(nn.Module):
         self.position_embedding = self.param("position_embedding", small, (c.positions, c.dim))
         self.blocks = [causal_block(c, self.dtype, layer) for layer in range(c.layers)]
         self.norm_final = layer_norm(LAYER_NORM_EPSILON, name="norm_final", dtype=self.dtype)
-        # It begins with the mean.
+        # It begins with 0: the mean, whether of embeddings or of what a guess leaves.
         self.out = nn.Dense(c.embedding_dim, kernel_init=nn.initializers.zeros, dtype=self.dtype)
 
     def __call__(

@@ -23,8 +23,6 @@ RIDGE = 0.1
 LEAST_VARIANCE = 1e-4
 """Variance of text embeddings in a direction, as a share of the largest, below which it is not
 heard as loud as the others."""
-
-
 SURPRISE = 0.01
 """How often a guess is taken to be worth nothing."""
 BLOCK = 2048
@@ -58,6 +56,7 @@ def fit_regression(
         raise ValueError(f"a regression needs at least two pairs, got {len(images)}")
     mean, components, variances = principal_components(texts)
     heard = np.maximum(variances, LEAST_VARIANCE * variances[0])
+    components = components * np.sign(components.sum(axis=1))[:, None]  # else either, by chance
     whitening = components.T * (heard * np.sum(variances / heard)) ** -0.5
     white = (texts - mean) @ whitening
     inverse = np.linalg.inv(_kernel(white, white) + RIDGE * np.eye(len(white)))
@@ -85,6 +84,8 @@ def guesses_without(
 ) -> Float[np.ndarray, "texts dim"]:
     """`guess` of each text by a regression fitted to all pairs but one, `left_out`.
 
+    Whitening and mean image stay those of all pairs.
+
     What a regression guesses for its own pairs is far better than for new ones. With A = K + ridge
     and w = A^-1 y, leaving out pair i changes the weights by -A^-1[:, i] w_i / A^-1[i, i]
     (Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, section 5.4.2).
@@ -108,7 +109,8 @@ def log_chances(
     Images lie about their guesses as they did in training, along each component by itself, with
     equal chances of all buckets for `SURPRISE`.
     """
-    spread = jnp.einsum("cd,de,ce->c", book.components, regression.covariance, book.components)
+    left_open = jnp.matmul(book.components, regression.covariance, precision="highest")
+    spread = jnp.einsum("cd,cd->c", left_open, book.components, precision="highest")
     known = chances(book, guesses, jnp.sqrt(spread))
     return jnp.log((1 - SURPRISE) * known + SURPRISE / known.shape[-1])
 

@@ -142,11 +142,13 @@ def _read_part(
 
 
 def _check_same(part: str, components: Params, others: Params) -> None:
-    """What two parts bring, the priors' regression, must be one."""
-    for name in components.keys() & others.keys():
-        for leaf, values in components[name].items():
-            if not np.allclose(values, others[name][leaf], rtol=0.01, atol=0.01):
-                raise ValueError(
-                    f"the {part} starts from another {name} than the diffusion prior: train both "
-                    "on the same pictures"
-                )
+    """The regression, which both priors bring, must be one, but for the rounding of its numbers."""
+    if "regression" not in components.keys() & others.keys():
+        return
+    for leaf, values in components["regression"].items():
+        one, other = (np.asarray(x, np.float32) for x in (values, others["regression"][leaf]))
+        if np.abs(one - other).max() > 0.01 * np.abs(one).max():
+            raise ValueError(
+                f"the {part} starts from another regression than the diffusion prior (they have "
+                f"other {leaf}): train both on the same pictures"
+            )

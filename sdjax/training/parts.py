@@ -127,7 +127,7 @@ def _new_task(
     if part == "decoder":
         return decoder_task(presets.MINI_DECODER, recipe, towers)
     if part == "prior-diffusion":
-        return diffusion_prior_task(presets.MINI_PRIOR, recipe, towers, drop=0.3)
+        return diffusion_prior_task(presets.MINI_PRIOR, recipe, towers)
     return autoregressive_prior_task(presets.MINI_AUTOREGRESSIVE_PRIOR, recipe, towers)
 
 

@@ -77,9 +77,8 @@ class Guesses(NamedTuple):
     """What a prior starts from."""
 
     regression: Regression
-    without: Float[
-        np.ndarray, "places dim"
-    ]  # of each text in `Embedded.rows`, its picture left out
+    # of each text in `Embedded.rows`, its picture left out
+    without: Float[np.ndarray, "places dim"]
 
 
 def fit_guesses(data: Embedded, pairs: int) -> Guesses:
@@ -94,7 +93,7 @@ def fit_guesses(data: Embedded, pairs: int) -> Guesses:
     if len(data.images) != pairs:
         raise ValueError(
             f"the prior's config has a regression of {pairs} pairs, but there are "
-            f"{len(data.images)} pictures: set regression to that, or to None"
+            f"{len(data.images)} pictures: set regression to that"
         )
     regression, inverse = fit_regression(data.images, data.texts[data.rows[:, 0]])
     pictures = np.repeat(np.arange(pairs), data.rows.shape[1])
@@ -234,7 +233,7 @@ def _batches(
 
 
 def diffusion_prior_task(
-    model: config.DiffusionPrior, recipe: Recipe, clip: Folder, drop: float = 0.1
+    model: config.DiffusionPrior, recipe: Recipe, clip: Folder, drop: float = 0.3
 ) -> Task:
     """The diffusion prior, told by the hidden states and the embedding of CLIP's text tower.
 

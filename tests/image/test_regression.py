@@ -85,6 +85,19 @@ def test_chances_about_a_guess():
     assert np.isfinite(far).all() and far.min() > np.log(0.01 / 8) - 1e-3
 
 
+def test_directions_do_not_depend_on_the_signs_that_a_solver_gives(monkeypatch):
+    found, _ = fit_regression(IMAGES, TEXTS)
+
+    def flipped(x):
+        mean, components, variances = codes.principal_components(x)
+        return mean, -components, variances
+
+    monkeypatch.setattr(module, "principal_components", flipped)
+    again, _ = fit_regression(IMAGES, TEXTS)
+    np.testing.assert_array_equal(again.whitening, found.whitening)
+    np.testing.assert_array_equal(again.texts, found.texts)
+
+
 def test_a_single_pair_is_refused():
     with pytest.raises(ValueError, match="at least two pairs, got 1"):
         fit_regression(IMAGES[:1], TEXTS[:1])

@@ -12,6 +12,7 @@ import tiny_priors as priors
 from sdjax.denoisers.autoregressive import AutoregressivePrior
 from sdjax.diffusion.loop import image_keys
 from sdjax.image.codes import decode, draw_dot
+from sdjax.image.regression import guess, log_chances
 from sdjax.nn.functional import apply
 from sdjax.pipelines import priors as pipeline
 from sdjax.pipelines.priors import CodeSampler, Defaults, DiffusionSampler, Errors, Statistics
@@ -99,6 +100,48 @@ def test_statistics_put_mean_and_deviation_back():
     )
     moved = replace(plain, statistics=Statistics(mean, std))
     np.testing.assert_allclose(draw(moved), 3 + 0.5 * draw(plain), atol=1e-5)
+
+
+REGRESSION = priors.regression()
+
+
+def guesses(text):
+    return guess(REGRESSION, text.embedding)
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_a_diffusion_prior_adds_to_the_guess_of_each_text(candidates):
+    """One that says the same at all times, whatever it is told, and whatever the guidance."""
+    params = jax.tree.map(jnp.zeros_like, priors.DIFFUSION_PARAMS)
+    said = np.linspace(-0.5, 0.8, 12)
+    params["out"]["bias"] = jnp.asarray(said, jnp.float32)
+    sampler = replace(DIFFUSION, params=params, regression=REGRESSION)
+    wanted = guesses(priors.text()) + said / priors.DIFFUSION.scale
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    for guidance in (1.0, 3.0):
+        found = draw(sampler, candidates=candidates, guidance=guidance)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_an_autoregressive_prior_adds_to_the_chances_about_the_guess(candidates):
+    """One that says nothing writes the likeliest codes about it, whatever the guidance."""
+    params = jax.tree.map(jnp.zeros_like, priors.CODES_PARAMS)
+    sampler = replace(CODES, params=params, regression=REGRESSION)
+    likeliest = log_chances(REGRESSION, priors.book(), guesses(priors.text())).argmax(-1)
+    wanted = decode(priors.book(), likeliest)
+    wanted /= np.linalg.norm(wanted, axis=1, keepdims=True)
+    for guidance in (1.0, 3.0):
+        found = draw(sampler, candidates=candidates, guidance=guidance, temperature=1e-4)
+        np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_guidance_does_not_touch_the_chances_about_the_guess():
+    """At temperature 1 draws are from the very chances: they are the same at every guidance."""
+    params = jax.tree.map(jnp.zeros_like, priors.CODES_PARAMS)
+    sampler = replace(CODES, params=params, regression=REGRESSION)
+    plain, guided = (draw(sampler, guidance=guidance) for guidance in (1.0, 3.0))
+    np.testing.assert_allclose(plain, guided, atol=1e-6)
 
 
 def test_numbers_out_of_range_are_refused():

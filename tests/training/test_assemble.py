@@ -207,13 +207,22 @@ def test_the_regression_of_both_priors_is_stored_once(guessing, tmp_path):
     assert (tmp_path / "whole" / "regression.safetensors").exists()
 
 
-def test_priors_of_two_regressions_are_refused(guessing, tmp_path):
+@pytest.mark.parametrize("leaf", ["weights", "covariance", "text_mean"])
+def test_priors_of_two_regressions_are_refused(guessing, tmp_path, leaf):
     trees, told = load_model(guessing["autoregressive_prior"])
-    trees["regression"]["weights"] += 0.1
+    trees["regression"][leaf] *= 1.1
     save_model(tmp_path / "other", trees, told, "float16")
-    with pytest.raises(ValueError, match="another regression than the diffusion prior"):
+    with pytest.raises(ValueError, match=rf"another regression .* \(they have other {leaf}\)"):
         both_priors(guessing | {"autoregressive_prior": tmp_path / "other"}, tmp_path / "whole")
     assert not (tmp_path / "whole").exists()
+
+
+def test_regressions_that_differ_by_rounding_are_one(guessing, tmp_path):
+    trees, told = load_model(guessing["autoregressive_prior"])
+    trees["regression"] = jax.tree.map(lambda x: x * 1.002, trees["regression"])
+    save_model(tmp_path / "other", trees, told, "float16")
+    both_priors(guessing | {"autoregressive_prior": tmp_path / "other"}, tmp_path / "whole")
+    assert (tmp_path / "whole").exists()
 
 
 def test_a_system_has_one_regression():

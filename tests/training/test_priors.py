@@ -131,7 +131,6 @@ def test_a_fresh_prior_answers_with_the_guess(few, kind, tmp_path):
         ),
     }[kind]
     task = task_of(model, RECIPE, "mini")
-    (tmp_path / "model").parent.mkdir(exist_ok=True)
     task.export(task.init(jax.random.key(0)), tmp_path / "model", {})
     params, described = load_model(tmp_path / "model")
     sampler = prior_of(model, params, described)
@@ -169,24 +168,34 @@ def test_the_loss_of_the_diffusion_prior_is_of_x0_in_its_scale():
     np.testing.assert_allclose(value, priors.DIFFUSION.scale**2 / 12, rtol=1e-5)
 
 
+SAID = np.linspace(-1, 2, 12)
+"""What a network says whatever it is told."""
+
+
 def test_with_a_guess_x0_is_what_it_is_wrong_by():
     params = jax.tree.map(jnp.zeros_like, priors.DIFFUSION_PARAMS)
+    params["out"]["bias"] = jnp.asarray(SAID, jnp.float32)
     given = batch()
     given["guess"] = jnp.asarray(priors.unit_rows(8, 6))
     value, metrics = training.diffusion_prior_loss(priors.DIFFUSION, 0.1)(
         params, given, jax.random.key(0)
     )
-    left = priors.DIFFUSION.scale * (given["image"] - given["guess"])
-    np.testing.assert_allclose(value, jnp.mean(left**2), rtol=1e-5)
-    cosines = jnp.sum(given["guess"] * given["image"], axis=1)
+    scale = priors.DIFFUSION.scale
+    left = scale * (given["image"] - given["guess"])
+    np.testing.assert_allclose(value, jnp.mean((SAID - left) ** 2), rtol=1e-5)
+    answers = unit(given["guess"] + SAID / scale)
+    cosines = jnp.sum(answers * given["image"], axis=1)
     np.testing.assert_allclose(metrics["cosine"], cosines.mean(), atol=1e-5)
+    # What Analytic-DPM is told is the error of the same x0, at every time.
+    _, errors = training.measure_errors(priors.DIFFUSION, params, given, 0)
+    np.testing.assert_allclose(errors, jnp.mean((SAID - left) ** 2), rtol=1e-4)
 
 
 def test_with_a_guess_the_network_adds_to_the_chances_about_it():
     """One that says nothing has their cross-entropy, and that of even chances of the dot."""
     params = jax.tree.map(jnp.zeros_like, priors.CODES_PARAMS)
     book, regression, given = priors.book(), priors.regression(), batch()
-    given["guess"] = guess(regression, given["text"])
+    given["guess"] = jnp.asarray(priors.unit_rows(8, 6))  # not what it guesses with the pair in it
     loss = training.autoregressive_prior_loss(priors.CODES, book, regression, drop=0.0)
     value, _ = loss(params, given, jax.random.key(0))
     spread = training.JITTER * book.centres.std(axis=1)
