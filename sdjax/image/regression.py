@@ -56,7 +56,8 @@ def fit_regression(
         raise ValueError(f"a regression needs at least two pairs, got {len(images)}")
     mean, components, variances = principal_components(texts)
     heard = np.maximum(variances, LEAST_VARIANCE * variances[0])
-    components = components * np.sign(components.sum(axis=1))[:, None]  # else either, by chance
+    sign = np.where(components.sum(axis=1) < 0, -1, 1)  # else either, by chance
+    components = sign[:, None] * components
     whitening = components.T * (heard * np.sum(variances / heard)) ** -0.5
     white = (texts - mean) @ whitening
     inverse = np.linalg.inv(_kernel(white, white) + RIDGE * np.eye(len(white)))
