@@ -54,6 +54,8 @@ def few(request):
         whole, images=whole.images[:80], concepts=whole.concepts[:80], styles=whole.styles[:80]
     )
     patch.setattr(training.emoji, "load", lambda *_: part)
+    embedded = training.embed(load_clip("mini"), part, RECIPE.seed)  # once for all
+    patch.setattr(training, "embed", lambda *_, **__: embedded)
     return part
 
 
