@@ -15,7 +15,7 @@ from sdjax.data import emoji
 from sdjax.denoisers.unet import UNet
 from sdjax.nn.functional import Params, init_params
 from sdjax.pipelines.clip import clip_of
-from sdjax.pipelines.models import read_model
+from sdjax.pipelines.models import Model, read_model
 from sdjax.pipelines.stable_diffusion import Defaults, Pipeline
 from sdjax.training.captions import choose_captions, draw_captions, encode_captions
 from sdjax.training.latents import Folder, encode_latents, read_autoencoder, training_of
@@ -43,17 +43,16 @@ def latent_diffusion_task(
     Latents and captions (`variants` an image) are encoded once. Both are given as their model
     folders, or as the name of a bundled model that holds them.
     """
-    clip_model = read_model(clip)
-    autoencoder_config, autoencoder_params, autoencoder_told = read_autoencoder(autoencoder)
-    towers, data = clip_of(clip_model), emoji.load("train", presets.MINI_STYLES)
-    sizes = config.StableDiffusion(
-        towers.config.text, autoencoder_config, model, schedule, image_size=data.images.shape[1]
-    )
-    parts = {name: towers.params[name] for name in ("text", "image")}
+    clip_model, data = read_model(clip), emoji.load("train", presets.MINI_STYLES)
+    sizes, decoding, autoencoder_told = read_autoencoder(autoencoder)
+    towers = clip_of(clip_model)
+    parts = {"text": towers.params["text"], "image": towers.params["image"]}
     pipe = Pipeline(
         name="in training",
-        config=sizes,
-        params={**parts, "autoencoder": autoencoder_params},
+        config=config.StableDiffusion(
+            towers.config.text, sizes, model, schedule, image_size=data.images.shape[1]
+        ),
+        params={**parts, "autoencoder": decoding},
         tokenizer=towers.tokenizer,
         defaults=Defaults(steps=30, guidance=3.0, sampler="ddim", spacing="trailing"),
         styles=presets.MINI_STYLES,
@@ -75,30 +74,32 @@ def latent_diffusion_task(
         return drawing(shown, seed=range(len(shown))).grid(columns=8)
 
     def export(params: Params, folder: Path, facts: dict[str, Any]) -> None:
-        described = {
-            "kind": "stable-diffusion",
-            "name": folder.parent.name,
-            "defaults": to_json(pipe.defaults),
-            "styles": list(pipe.styles),
-            "config": to_json(pipe.config),
-            "clip": to_json(towers.config),
-            "vocabulary": clip_model.described["vocabulary"],
-            "logit_scale": float(towers.params["logit_scale"]),
-            **IMAGE_RANGE,
-            "training": {
-                "clip": training_of(clip_model, "clip"),
-                "autoencoder": autoencoder_told,
-                "latent-diffusion": {
-                    **facts,
-                    "gamma": gamma,
-                    "drop": drop,
-                    "variants": variants,
-                },
-            },
+        options = {"gamma": gamma, "drop": drop, "variants": variants}
+        described = _describe(pipe, clip_model, folder.parent.name)
+        described["training"] = {
+            "clip": training_of(clip_model, "clip"),
+            "autoencoder": autoencoder_told,
+            "latent-diffusion": {**facts, **options},
         }
         save_model(folder, {**pipe.params, "unet": params}, described, "float16")
 
     return Task(init, latent_diffusion_loss(model, schedule, gamma, drop), batch, preview, export)
+
+
+def _describe(pipe: Pipeline, clip: Model, name: str) -> dict[str, Any]:
+    """What model.json says of such a pipeline, but for how it was trained."""
+    towers = clip_of(clip)
+    return {
+        "kind": "stable-diffusion",
+        "name": name,
+        "defaults": to_json(pipe.defaults),
+        "styles": list(pipe.styles),
+        "config": to_json(pipe.config),
+        "clip": to_json(towers.config),
+        "vocabulary": clip.described["vocabulary"],
+        "logit_scale": float(towers.params["logit_scale"]),
+        **IMAGE_RANGE,
+    }
 
 
 class _Encoded(NamedTuple):
